@@ -1,0 +1,230 @@
+package identity
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"edged/internal/atomicfile"
+)
+
+const (
+	// servingTTL and clientTTL are long because a device may sleep for months;
+	// they are renewed in use.
+	servingTTL = 365 * 24 * time.Hour
+	clientTTL  = 365 * 24 * time.Hour
+	// adminTTL bounds the use of a stolen admin.kubeconfig.
+	adminTTL = 7 * 24 * time.Hour
+	// adminCheck is how often Run looks at the kubeconfig: often enough that a
+	// clock set forward by NTP is noticed within the hour.
+	adminCheck = time.Hour
+)
+
+// Config says where an identity lives and what it is for.
+type Config struct {
+	// Dir holds the PEM files; it is made, mode 0700, if it is not there.
+	Dir string
+	// NodeName is the device's name in the cluster.
+	NodeName string
+	// IPs and DNSNames are what the API and kubelet ports are reached by,
+	// beside localhost and the node's name.
+	IPs      []netip.Addr
+	DNSNames []string
+	// AdminKubeconfig is the file that Run keeps fresh; APIServer is the URL
+	// that it names.
+	AdminKubeconfig string
+	APIServer       string
+	Now             func() time.Time
+	Logger          *slog.Logger
+}
+
+// Identity is the device's keys and certificates.
+type Identity struct {
+	cfg Config
+	ca  *authority
+	sa  crypto.Signer
+	key crypto.Signer
+
+	mu sync.Mutex
+	// guarded by mu
+	serving, client *tls.Certificate
+	ips             []netip.Addr
+}
+
+// Open reads the identity in cfg.Dir and makes what is missing.
+func Open(cfg Config) (*Identity, error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the folder for keys: %w", err)
+	}
+	ca, err := loadOrMakeCA(filepath.Join(cfg.Dir, "ca.crt"), filepath.Join(cfg.Dir, "ca.key"), "edged-ca")
+	if err != nil {
+		return nil, err
+	}
+	sa, err := loadOrMakeKey(filepath.Join(cfg.Dir, "sa.key"))
+	if err != nil {
+		return nil, err
+	}
+	key, err := loadOrMakeKey(filepath.Join(cfg.Dir, "device.key"))
+	if err != nil {
+		return nil, err
+	}
+	return &Identity{cfg: cfg, ca: ca, sa: sa, key: key, ips: slices.Clone(cfg.IPs)}, nil
+}
+
+func (i *Identity) now() time.Time {
+	if now := i.cfg.Now(); now.After(BuildTime) {
+		return now
+	}
+	return BuildTime
+}
+
+// CAPEM is the cluster's CA certificate.
+func (i *Identity) CAPEM() []byte { return i.ca.pem }
+
+// CAPool verifies certificates of the cluster.
+func (i *Identity) CAPool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(i.ca.cert)
+	return pool
+}
+
+// ServiceAccountKey signs ServiceAccount tokens.
+func (i *Identity) ServiceAccountKey() crypto.Signer { return i.sa }
+
+// SetIPs replaces the addresses that the serving certificate names. The next
+// handshake uses a new certificate if they differ.
+func (i *Identity) SetIPs(ips []netip.Addr) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if !slices.Equal(i.ips, ips) {
+		i.ips, i.serving = slices.Clone(ips), nil
+	}
+}
+
+// stale reports that less than a third of cert's life of ttl is left.
+func stale(cert *tls.Certificate, now time.Time, ttl time.Duration) bool {
+	return cert == nil || cert.Leaf.NotAfter.Sub(now) < ttl/3 || cert.Leaf.NotAfter.Sub(now) > ttl+time.Hour
+}
+
+// ServingCertificate is a tls.Config.GetCertificate for every port of the
+// device.
+func (i *Identity) ServingCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	now := i.now()
+	if !stale(i.serving, now, servingTTL) {
+		return i.serving, nil
+	}
+	cert, err := i.ca.tlsCertificate(now, i.key, leaf{
+		commonName:   "system:node:" + i.cfg.NodeName,
+		organization: []string{"system:nodes"},
+		ips:          append([]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}, i.ips...),
+		dnsNames:     append([]string{"localhost", i.cfg.NodeName}, i.cfg.DNSNames...),
+		usage:        []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		ttl:          servingTTL,
+	})
+	if err != nil {
+		return nil, err
+	}
+	i.serving = cert
+	return cert, nil
+}
+
+// ClientCertificate is a tls.Config.GetClientCertificate that presents this
+// device as the node it is.
+func (i *Identity) ClientCertificate(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	now := i.now()
+	if !stale(i.client, now, clientTTL) {
+		return i.client, nil
+	}
+	cert, err := i.ca.tlsCertificate(now, i.key, leaf{
+		commonName:   "system:node:" + i.cfg.NodeName,
+		organization: []string{"system:nodes"},
+		usage:        []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		ttl:          clientTTL,
+	})
+	if err != nil {
+		return nil, err
+	}
+	i.client = cert
+	return cert, nil
+}
+
+// ServerTLS is the configuration of a port that asks for client certificates
+// and leaves the decision on them, or on their absence, to the authenticator.
+func (i *Identity) ServerTLS() *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: i.ServingCertificate,
+		ClientAuth:     tls.VerifyClientCertIfGiven,
+		ClientCAs:      i.CAPool(),
+		Time:           i.now,
+		NextProtos:     []string{"h2", "http/1.1"},
+	}
+}
+
+// Kubeconfig returns a kubeconfig for server, with a new key and a client
+// certificate for user that is good for ttl.
+func (i *Identity) Kubeconfig(server, user string, groups []string, ttl time.Duration) ([]byte, error) {
+	key, err := newKey()
+	if err != nil {
+		return nil, fmt.Errorf("make a key for %s: %w", user, err)
+	}
+	cert, err := i.ca.issue(i.now(), key.Public(), leaf{
+		commonName: user, organization: groups, ttl: ttl,
+		usage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return encodeKubeconfig(server, i.ca.pem, cert, key)
+}
+
+// WriteAdminKubeconfig writes the administrator's kubeconfig unless the one
+// that is there names the same server and CA and has life left.
+func (i *Identity) WriteAdminKubeconfig() error {
+	if old, err := os.ReadFile(i.cfg.AdminKubeconfig); err == nil && i.fresh(old) {
+		return nil
+	}
+	data, err := i.Kubeconfig(i.cfg.APIServer, "admin", []string{"system:masters"}, adminTTL)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(i.cfg.AdminKubeconfig, data, 0o600)
+}
+
+// fresh reports whether kubeconfig can go on being used as it is.
+func (i *Identity) fresh(kubeconfig []byte) bool {
+	server, caPEM, cert, err := decodeKubeconfig(kubeconfig)
+	if err != nil || server != i.cfg.APIServer || string(caPEM) != string(i.ca.pem) {
+		return false
+	}
+	return !stale(&tls.Certificate{Leaf: cert}, i.now(), adminTTL)
+}
+
+// Run renews the administrator's kubeconfig until ctx ends.
+func (i *Identity) Run(ctx context.Context) error {
+	t := time.NewTicker(adminCheck)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			if err := i.WriteAdminKubeconfig(); err != nil {
+				i.cfg.Logger.Error("administrator's kubeconfig not renewed", "file", i.cfg.AdminKubeconfig, "err", err)
+			}
+		}
+	}
+}
