@@ -122,7 +122,7 @@ fi
 // cgroup is the root that it sees.
 const remountCgroups = `while read -r _ _ _ _ at opts rest; do
   case $rest in
-    *" - cgroup "*) type=cgroup;; *" - cgroup2 "*) type=cgroup2;; *) continue;;
+    *"- cgroup "*) type=cgroup;; *"- cgroup2 "*) type=cgroup2;; *) continue;;
   esac
   case $at in /sys/fs/cgroup*) ;; *) continue;; esac
   o=${rest##* }
