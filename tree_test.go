@@ -24,6 +24,7 @@ var layers = []struct {
 	may []string
 }{
 	{"cmd/edged/...", []string{"..."}},
+	{"internal/netns/netnstest", []string{"internal/netns"}},
 	{"internal/...", nil},
 	{"cluster/identity", []string{"internal/..."}},
 	{"runtime/engine/...", []string{"internal/...", "runtime/engine/..."}},
