@@ -1,0 +1,138 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/google/nftables"
+)
+
+// probeTable is made and removed again to find out what the kernel can do.
+const probeTable = "edged-probe"
+
+// Feature is something that rules may need of the kernel.
+type Feature struct {
+	Name     string
+	Purpose  string
+	Required bool   // nothing stands in for it
+	Instead  string // what is used where it is missing, if not Required
+	rules    func() ([]Rule, []*Set, Base)
+}
+
+// The features, by name.
+const (
+	FeatureTables     = "tables"
+	FeatureMaps       = "maps"
+	FeatureVerdictMap = "verdict maps"
+	FeatureNAT        = "dnat"
+	FeatureMasquerade = "masquerade"
+	FeatureFIB        = "fib"
+	FeatureReject     = "reject"
+	FeatureConntrack  = "ct"
+	FeatureNumgen     = "numgen"
+	FeatureHash       = "hash"
+	FeatureDynamic    = "dynamic maps"
+)
+
+var natHook = Base{"nat", "prerouting", PriorityDstNAT}
+var filterHook = Base{"filter", "forward", PriorityFilter}
+
+// Features lists what net/proxy and net/policy make use of, basics first.
+func Features() []Feature {
+	return []Feature{
+		{Name: FeatureTables, Purpose: "all packet filtering (CONFIG_NF_TABLES_INET)", Required: true,
+			rules: func() ([]Rule, []*Set, Base) {
+				return []Rule{{InPrefix(DstAddr(false), netip.MustParsePrefix("192.0.2.0/24")), Equal(DstPort(), PortConst(9)), Drop()}}, nil, filterHook
+			}},
+		{Name: FeatureMaps, Purpose: "Services", Required: true, rules: probeMaps},
+		{Name: FeatureVerdictMap, Purpose: "Services", Required: true, rules: func() ([]Rule, []*Set, Base) {
+			s := &Set{Name: "verdicts", Key: []Type{Proto(), Port()}, Verdict: true, Parts: []Part{{Elements: NewElements(
+				[]Element{{Key: string(AppendPort(AppendProto(nil, 6), 9)), Verdict: Drop()}})}}}
+			return []Rule{{VerdictMap(s, L4Proto(), DstPort())}}, []*Set{s}, filterHook
+		}},
+		{Name: FeatureNAT, Purpose: "Services and host ports (CONFIG_NFT_NAT)", Required: true, rules: func() ([]Rule, []*Set, Base) {
+			m := endpointsMap()
+			return []Rule{{Let("to", Lookup(m, DstAddr(false), DstPort())), DNAT(false, Var("to"))}}, []*Set{m}, natHook
+		}},
+		{Name: FeatureMasquerade, Purpose: "Pods reaching the outside (CONFIG_NFT_MASQ)", Required: true, rules: func() ([]Rule, []*Set, Base) {
+			return []Rule{{InPrefix(SrcAddr(false), netip.MustParsePrefix("192.0.2.0/24")), Masquerade()}}, nil, Base{"nat", "postrouting", PrioritySrcNAT}
+		}},
+		{Name: FeatureFIB, Purpose: "NodePorts (CONFIG_NFT_FIB_INET)", Required: true, rules: func() ([]Rule, []*Set, Base) {
+			return []Rule{{Equal(DstType(), Local()), Return()}}, nil, natHook
+		}},
+		{Name: FeatureReject, Purpose: "refusing connections to Services without endpoints (CONFIG_NFT_REJECT_INET)", Required: true,
+			rules: func() ([]Rule, []*Set, Base) {
+				return []Rule{{Equal(L4Proto(), ProtoConst(6)), Equal(DstPort(), PortConst(9)), Reject()}}, nil, filterHook
+			}},
+		{Name: FeatureConntrack, Purpose: "Services and NetworkPolicy (CONFIG_NFT_CT)", Required: true, rules: func() ([]Rule, []*Set, Base) {
+			return []Rule{{Has(ConnState(), StateInvalid()), Has(ConnStatus(), StatusDNAT()), Drop()}}, nil, filterHook
+		}},
+		{Name: FeatureNumgen, Purpose: "balancing each connection at random (CONFIG_NFT_NUMGEN)", Instead: "a hash of the client's address and port",
+			rules: func() ([]Rule, []*Set, Base) {
+				m := endpointsMap()
+				m.Key = []Type{Mark()}
+				return []Rule{{Let("to", Lookup(m, Random(2))), DNAT(false, Var("to"))}}, []*Set{m}, natHook
+			}},
+		{Name: FeatureHash, Purpose: "balancing where numgen is missing (CONFIG_NFT_HASH)", Instead: "numgen",
+			rules: func() ([]Rule, []*Set, Base) {
+				m := endpointsMap()
+				m.Key = []Type{Mark()}
+				return []Rule{{Let("to", Lookup(m, FlowHash(false, 2))), DNAT(false, Var("to"))}}, []*Set{m}, natHook
+			}},
+		{Name: FeatureDynamic, Purpose: "session affinity", Instead: "no session affinity", rules: func() ([]Rule, []*Set, Base) {
+			m := &Set{Name: "seen", Key: []Type{IPv4()}, Value: []Type{Mark()}, Dynamic: true}
+			return []Rule{{Update(m, time.Minute, []Value{SrcAddr(false)}, []Value{PacketMark()})}}, []*Set{m}, filterHook
+		}},
+	}
+}
+
+func endpointsMap() *Set {
+	return &Set{Name: "endpoints", Key: []Type{IPv4(), Port()}, Value: []Type{IPv4(), Port()}}
+}
+
+func probeMaps() ([]Rule, []*Set, Base) {
+	m := endpointsMap()
+	a := netip.MustParseAddr("192.0.2.1")
+	pair := string(AppendPort(AppendAddr(nil, a), 9))
+	m.Parts = []Part{{Elements: NewElements([]Element{{Key: pair, Value: pair}})}}
+	return []Rule{{In(m, DstAddr(false), DstPort()), Drop()}}, []*Set{m}, filterHook
+}
+
+// Probe says whether the kernel has a feature: nil if it took a rule with it
+// and showed it when asked. The rules of a probe match no packet that matters
+// and are gone before it returns.
+func Probe(name string) error {
+	for _, f := range Features() {
+		if f.Name == name {
+			return f.Probe()
+		}
+	}
+	return fmt.Errorf("no nftables feature is called %q", name)
+}
+
+// Probe is the method form of [Probe].
+func (f Feature) Probe() (err error) {
+	table := &nftables.Table{Name: probeTable, Family: nftables.TableFamilyINet}
+	rules, sets, base := f.rules()
+	defer func() {
+		err = errors.Join(err, remove(table))
+	}()
+	x, err := begin(table)
+	if err != nil {
+		return fmt.Errorf("nftables %s: %w", f.Name, err)
+	}
+	chain := Chain{Name: "probe", Base: &base, Rules: rules}
+	if err := x.diff(&Ruleset{}, &Ruleset{Chains: []Chain{chain}, Sets: sets}); err != nil {
+		return fmt.Errorf("nftables %s: %w", f.Name, err)
+	}
+	if err := x.commit(); err != nil {
+		return fmt.Errorf("nftables %s: %w", f.Name, err)
+	}
+	got, err := x.conn.GetRules(table, &nftables.Chain{Table: table, Name: chain.Name})
+	if err != nil || len(got) != len(rules) {
+		return fmt.Errorf("nftables %s: %w", f.Name, errors.Join(ErrNotApplied, err))
+	}
+	return nil
+}
