@@ -1,0 +1,211 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/registry/rest"
+
+	"edged/apiserver/codec"
+)
+
+// maxNameAttempts is upstream's: with eight tries a million names of one
+// prefix collide once in a thousand.
+const maxNameAttempts = 8
+
+// maxRaces bounds how often a write that lost a race runs again before the
+// caller is told to.
+const maxRaces = 32
+
+// Create writes a new object and returns it as stored. The registry owns obj
+// from here on; what it returns is shared.
+func (r *Registry) Create(ctx context.Context, gr schema.GroupResource, ns string, obj runtime.Object, opts CreateOptions) (runtime.Object, error) {
+	c, err := r.begin(ctx, "create", gr, ns, "", "")
+	if err != nil {
+		return nil, err
+	}
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return nil, apierrors.NewInternalError(err)
+	}
+	if m.GetGenerateName() == "" || m.GetName() != "" {
+		return r.create(c, obj, opts)
+	}
+	var out runtime.Object
+	for range maxNameAttempts {
+		out, err = r.create(c, obj.DeepCopyObject(), opts)
+		if err == nil || !apierrors.IsAlreadyExists(err) {
+			return out, err
+		}
+	}
+	return nil, err
+}
+
+func (r *Registry) create(c *call, obj runtime.Object, opts CreateOptions) (runtime.Object, error) {
+	obj, err := r.prepareCreate(c, obj, &opts)
+	if err != nil {
+		return nil, err
+	}
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return nil, apierrors.NewInternalError(err)
+	}
+	key := c.kind.key(c.ns, m.GetName())
+	for range maxRaces {
+		out, won, err := r.insert(c, key, obj, len(opts.DryRun) > 0)
+		if err != nil || won {
+			return out, err
+		}
+		if err := r.fresh(c.ctx); err != nil {
+			return nil, err
+		}
+		if e, exists := c.kind.set.Get(key); exists {
+			return nil, alreadyExists(c, obj, e.Object)
+		}
+	}
+	return nil, apierrors.NewConflict(c.gr, m.GetName(), errOptimisticLock)
+}
+
+// prepareCreate takes a new object through defaulting, admission, the kind's
+// preparation and validation, and returns its storage version.
+func (r *Registry) prepareCreate(c *call, obj runtime.Object, opts *CreateOptions) (runtime.Object, error) {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return nil, apierrors.NewInternalError(err)
+	}
+	if err := rest.EnsureObjectNamespaceMatchesRequestNamespace(c.ns, m); err != nil {
+		return nil, err
+	}
+	if m.GetResourceVersion() != "" {
+		return nil, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
+	}
+	m.SetDeletionTimestamp(nil)
+	m.SetDeletionGracePeriodSeconds(nil)
+	rest.FillObjectMetaSystemFields(m)
+	m.SetCreationTimestamp(metav1.NewTime(r.now()).Rfc3339Copy())
+	if m.GetGenerateName() != "" && m.GetName() == "" {
+		m.SetName(c.kind.Strategy.GenerateName(m.GetGenerateName()))
+	}
+	codec.Default(obj)
+	if obj, err = c.kind.toStorage(obj); err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
+	if obj, err = r.trackCreate(c, obj, opts.FieldManager); err != nil {
+		return nil, err
+	}
+	attrs := r.attributes(c, admission.Create, nil, obj, opts, opts.DryRun)
+	if err := r.admit(c.ctx, attrs); err != nil {
+		return nil, err
+	}
+	internal, err := codec.ToInternal(attrs.Object)
+	if err != nil {
+		return nil, apierrors.NewInternalError(err)
+	}
+	if err := rest.BeforeCreate(c.kind.Strategy, c.ctx, internal); err != nil {
+		return nil, err
+	}
+	if obj, err = c.kind.toStorage(internal); err != nil {
+		return nil, apierrors.NewInternalError(err)
+	}
+	attrs.Object = obj
+	return obj, r.validate(c.ctx, attrs)
+}
+
+// insert writes obj if nothing is stored under key.
+func (r *Registry) insert(c *call, key string, obj runtime.Object, dryRun bool) (runtime.Object, bool, error) {
+	tx := newTx(r)
+	full := c.kind.keyPrefix() + key
+	tx.compare(full, 0)
+	if c.kind.Transact != nil {
+		if err := c.kind.Transact(c.ctx, tx, nil, obj); err != nil {
+			return nil, false, err
+		}
+	}
+	value, err := c.kind.encode(obj)
+	if err != nil {
+		return nil, false, apierrors.NewInternalError(err)
+	}
+	if dryRun {
+		if err := r.fresh(c.ctx); err != nil {
+			return nil, false, err
+		}
+		_, exists := c.kind.set.Get(key)
+		return obj, !exists, nil
+	}
+	lease, err := r.lease(c, obj)
+	if err != nil {
+		return nil, false, err
+	}
+	tx.put(full, value, lease)
+	revision, won, err := tx.commit(c.ctx)
+	if err != nil || !won {
+		return nil, false, err
+	}
+	r.waitFor(c.ctx, revision)
+	out, err := c.kind.stored(key, value, revision)
+	return out, true, err
+}
+
+func alreadyExists(c *call, obj, existing runtime.Object) error {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	out := apierrors.NewAlreadyExists(c.gr, m.GetName())
+	if m.GetGenerateName() != "" {
+		out = apierrors.NewGenerateNameConflict(c.gr, m.GetName(), 1)
+	}
+	if old, err := meta.Accessor(existing); err == nil && old.GetDeletionTimestamp() != nil {
+		out.ErrStatus.Message = fmt.Sprintf("object is being deleted: %s", out.ErrStatus.Message)
+	}
+	return out
+}
+
+func (r *Registry) attributes(c *call, op admission.Operation, old, obj runtime.Object, opts runtime.Object, dryRun []string) *Attributes {
+	a := &Attributes{
+		Operation: op, Kind: c.kind, Subresource: c.sub, Namespace: c.ns,
+		Object: obj, OldObject: old, Options: opts, DryRun: len(dryRun) > 0,
+		Resource: c.gr.WithVersion(c.kind.versionIn(c.gr.Group)),
+	}
+	if info, ok := request.RequestInfoFrom(c.ctx); ok {
+		a.Resource.Version = info.APIVersion
+	}
+	if u, ok := UserFrom(c.ctx); ok {
+		a.User = u
+	}
+	named := obj
+	if named == nil {
+		named = old
+	}
+	if m, err := meta.Accessor(named); err == nil {
+		a.Name = m.GetName()
+	}
+	return a
+}
+
+func (r *Registry) admit(ctx context.Context, a *Attributes) error {
+	if r.admission == nil {
+		return nil
+	}
+	if err := r.admission.Admit(ctx, a); err != nil {
+		return err
+	}
+	if a.Object != nil {
+		codec.Default(a.Object)
+	}
+	return nil
+}
+
+func (r *Registry) validate(ctx context.Context, a *Attributes) error {
+	if r.admission == nil {
+		return nil
+	}
+	return r.admission.Validate(ctx, a)
+}
