@@ -5,11 +5,13 @@
 // built without that step works until it is asked for a container.
 //
 // Promise: [Unpack] leaves complete files or none. A file is named after the hash
-// of its content, so two versions of edged never share one, and what is there is
-// neither written nor read again.
+// of its content, so what is there is neither written nor read again; a link
+// without the hash points to it, so that a path handed to a long-lived process
+// (runc's, to the shim) is still right after an upgrade.
 //
-// Dangers: a program that runs keeps its file alive; Unpack of another version
-// removes the name only.
+// Dangers: runc of one version is then asked to finish what another began. Its
+// state files have been compatible over releases; a pin that breaks this must
+// say so.
 //
 // May be imported by runtime/engine.
 package payload
@@ -29,7 +31,8 @@ import (
 // ErrMissing means that this binary was built without its payload.
 var ErrMissing = errors.New("this build of edged carries no container programs: run `make payload` and build again")
 
-// Programs are the paths of what was unpacked.
+// Programs are the paths of what was unpacked: links that stay the same over
+// versions.
 type Programs struct {
 	Shim, Runc, Holder string
 }
@@ -54,11 +57,8 @@ func Unpack(dir string) (Programs, error) {
 		if !packed || slot == nil {
 			continue
 		}
-		*slot, keep[name] = filepath.Join(dir, name), true
-		if _, err := os.Stat(*slot); err == nil {
-			continue
-		}
-		if err := unpack(filesDir+"/"+entry.Name(), *slot); err != nil {
+		*slot, keep[name], keep[program] = filepath.Join(dir, program), true, true
+		if err := install(filesDir+"/"+entry.Name(), dir, name, program); err != nil {
 			return Programs{}, fmt.Errorf("unpack %s: %w", program, err)
 		}
 	}
@@ -69,6 +69,26 @@ func Unpack(dir string) (Programs, error) {
 	}
 	removeOthers(dir, paths, keep)
 	return p, nil
+}
+
+// install unpacks a file unless it is there, and points the program's link to it.
+func install(from, dir, name, program string) error {
+	path := filepath.Join(dir, name)
+	if _, err := os.Stat(path); err != nil {
+		if err := unpack(from, path); err != nil {
+			return err
+		}
+	}
+	link := filepath.Join(dir, program)
+	if have, err := os.Readlink(link); err == nil && have == name {
+		return nil
+	}
+	beside := link + ".new"
+	_ = os.Remove(beside) // of an attempt that was cut off
+	if err := os.Symlink(name, beside); err != nil {
+		return err
+	}
+	return os.Rename(beside, link)
 }
 
 // unpack writes beside, syncs, renames.

@@ -1,0 +1,5 @@
+package engine_test
+
+const daemonEnv = "EDGED_ENGINE_TEST_DAEMON"
+
+func daemonMain() {}
