@@ -1,0 +1,69 @@
+# edged: `make help` lists the targets.
+SHELL := /bin/bash
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
+K8S_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes //p' go.mod)
+DEMO := $(CURDIR)/.demo
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: build
+build: payload ## bin/edged for this machine
+	go build -ldflags '$(LDFLAGS)' -o bin/edged ./cmd/edged
+
+.PHONY: payload
+payload: deps ## the shim and runc that the binary carries
+	bash runtime/engine/payload/build.sh
+
+.PHONY: deps
+deps: ## Debian packages that building and testing need
+	bash .ci/deps.sh
+
+.PHONY: kubectl
+kubectl: bin/kubectl ## bin/kubectl of the Kubernetes release whose API edged serves
+bin/kubectl: go.mod
+	bash .ci/kubectl.sh bin/kubectl $(K8S_VERSION)
+
+.PHONY: demo demo-stop
+demo: build $(if $(shell command -v kubectl),,kubectl) ## build, start a device under .demo, run a workload, show it
+	bash examples/demo.sh start $(DEMO)
+demo-stop: ## stop the demo's device and leave nothing behind
+	bash examples/demo.sh stop $(DEMO)
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt: $$bad"; exit 1; }
+	go vet ./...
+	bash .ci/staticcheck.sh ./...
+
+.PHONY: unit
+unit: payload ## unit tests with the race detector
+	CGO_ENABLED=1 go test -race -timeout 15m $$(go list ./... | grep -v '^edged/test/e2e')
+
+.PHONY: e2e
+e2e: build kubectl ## end-to-end tests on devices in namespaces
+	go test -count=1 -timeout 20m ./test/e2e/...
+
+.PHONY: test
+test: lint unit e2e ## what CI runs
+
+.PHONY: bench
+bench: build kubectl ## measure the budgets of ARCHITECTURE.md and print the table
+	go run ./bench
+
+.PHONY: conformance
+conformance: build ## Kubernetes' own e2e suite: make conformance [STAGE=1-pods] [FOCUS=regexp]
+	bash test/conformance/build.sh test/conformance/work
+	go run ./test/conformance -work test/conformance/work -stage '$(STAGE)' -focus '$(FOCUS)'
+
+.PHONY: cross
+cross: ## static binaries for every architecture
+	bash .ci/cross.sh
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin dist .cache runtime/engine/payload/*.zst test/conformance/work

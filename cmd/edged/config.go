@@ -1,0 +1,262 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/yaml"
+)
+
+// config is what a device is told. Its flags are the one table of settings:
+// the keys of the file at --config are the flags' names, and flags win.
+type config struct {
+	configFile    string
+	dataDir       string
+	runDir        string
+	nodeName      string
+	nodeIP        string
+	apiListen     string
+	kubeletListen string
+	etcdListen    string
+	clusterCIDR   string
+	serviceCIDR   string
+	clusterDNS    string
+	clusterDomain string
+	imageDir      string
+	logLevel      string
+	nodeLabels    []string
+	nodeTaints    []string
+
+	// parsed by validate
+	parsed struct {
+		nodeIP                   netip.Addr // invalid: found out at start
+		api, kubelet, etcd       netip.AddrPort
+		clusterCIDR, serviceCIDR netip.Prefix
+		clusterDNS               netip.Addr
+		logLevel                 slog.Level
+		labels                   map[string]string
+		taints                   []taint
+	}
+}
+
+type taint struct{ key, value, effect string }
+
+const defaultConfigFile = "/etc/edged/config.yaml"
+
+// folderFlags are the flags that every subcommand has that looks at a device.
+func (c *config) folderFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&c.configFile, "config", defaultConfigFile, "YAML `file` with these flags as keys; need not exist if it is the default")
+	fs.StringVar(&c.dataDir, "data-dir", "/var/lib/edged", "`folder` for what must survive a reboot")
+	fs.StringVar(&c.runDir, "run-dir", "/run/edged", "`folder` for what must not: sockets, namespaces")
+}
+
+func (c *config) runFlags(fs *pflag.FlagSet) {
+	c.folderFlags(fs)
+	fs.StringVar(&c.nodeName, "node-name", "", "`name` of this device in the cluster (default the host name)")
+	fs.StringVar(&c.nodeIP, "node-ip", "", "`address` of this device (default the one of the default route's link)")
+	fs.StringVar(&c.apiListen, "api-listen", "0.0.0.0:6443", "`address:port` of the Kubernetes API")
+	fs.StringVar(&c.kubeletListen, "kubelet-listen", "0.0.0.0:10250", "`address:port` of the kubelet API")
+	fs.StringVar(&c.etcdListen, "etcd-listen", "127.0.0.1:2379", "`address:port` of the etcd API, for clients with an administrator's certificate; empty turns it off")
+	fs.StringVar(&c.clusterCIDR, "cluster-cidr", "10.42.0.0/16", "`prefix` of Pod addresses; each device gets a /24 of it")
+	fs.StringVar(&c.serviceCIDR, "service-cidr", "10.43.0.0/16", "`prefix` of Service addresses")
+	fs.StringVar(&c.clusterDNS, "cluster-dns", "10.43.0.10", "`address` that Pods ask for names, out of --service-cidr")
+	fs.StringVar(&c.clusterDomain, "cluster-domain", "cluster.local", "DNS `domain` of the cluster")
+	fs.StringVar(&c.imageDir, "image-dir", "", "`folder` of image archives to import at start (default <data-dir>/images)")
+	fs.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
+	fs.StringSliceVar(&c.nodeLabels, "node-label", nil, "`key=value` to label this device with; may be repeated")
+	fs.StringSliceVar(&c.nodeTaints, "node-taint", nil, "`key=value:Effect` to taint this device with at its first start; may be repeated")
+}
+
+// parse reads args and the file at --config into c. register adds the flags
+// that the subcommand has.
+func (c *config) parse(name string, args []string, register func(*pflag.FlagSet)) (help string, err error) {
+	flags := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	flags.SortFlags = false
+	flags.Usage = func() {}
+	register(flags)
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			return fmt.Sprintf("Usage: edged %s [flags]\n\n%s", name, flags.FlagUsages()), nil
+		}
+		return "", misusef("%w; `edged %s --help` lists the flags", err, name)
+	}
+	if flags.NArg() > 0 {
+		return "", misusef("unexpected argument %q", flags.Arg(0))
+	}
+	return "", c.readFile(flags)
+}
+
+// readFile sets the flags that the command line did not. A key that only
+// another subcommand knows is passed over, so that one file serves all.
+func (c *config) readFile(flags *pflag.FlagSet) error {
+	data, err := os.ReadFile(c.configFile)
+	if errors.Is(err, fs.ErrNotExist) && !flags.Changed("config") {
+		return nil
+	}
+	if err != nil {
+		return misusef("--config: %w", err)
+	}
+	var values map[string]any
+	if err := yaml.UnmarshalStrict(data, &values); err != nil {
+		return misusef("%s: %w", c.configFile, err)
+	}
+	all := pflag.NewFlagSet("", pflag.ContinueOnError)
+	new(config).runFlags(all)
+	for key, v := range values {
+		if all.Lookup(key) == nil || key == "config" {
+			return misusef("%s: unknown key %q", c.configFile, key)
+		}
+		f := flags.Lookup(key)
+		if f == nil || f.Changed {
+			continue
+		}
+		if err := setFlag(flags, key, v); err != nil {
+			return misusef("%s: %s: %w", c.configFile, key, err)
+		}
+	}
+	return nil
+}
+
+func setFlag(flags *pflag.FlagSet, key string, v any) error {
+	list, ok := v.([]any)
+	if !ok {
+		list = []any{v}
+	}
+	for _, item := range list {
+		switch item.(type) {
+		case string, float64, bool:
+		default:
+			return fmt.Errorf("want a text, a number or a list of them, got %T", item)
+		}
+		if err := flags.Set(key, fmt.Sprint(item)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// validate checks every setting and fills c.parsed; the error names the flag.
+func (c *config) validate() error {
+	if c.nodeName == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("find the host name for --node-name: %w", err)
+		}
+		c.nodeName = strings.ToLower(host)
+	}
+	if msgs := validation.IsDNS1123Subdomain(c.nodeName); len(msgs) > 0 {
+		return misusef("--node-name: %q: %s", c.nodeName, msgs[0])
+	}
+	if msgs := validation.IsDNS1123Subdomain(c.clusterDomain); len(msgs) > 0 {
+		return misusef("--cluster-domain: %q: %s", c.clusterDomain, msgs[0])
+	}
+	if err := c.parsed.logLevel.UnmarshalText([]byte(c.logLevel)); err != nil {
+		return misusef("--log-level: %q is not debug, info, warn or error", c.logLevel)
+	}
+	for _, dir := range []struct {
+		flag string
+		path *string
+	}{{"data-dir", &c.dataDir}, {"run-dir", &c.runDir}} {
+		abs, err := filepath.Abs(*dir.path)
+		if err != nil || *dir.path == "" {
+			return misusef("--%s: %q is not a folder's path", dir.flag, *dir.path)
+		}
+		*dir.path = abs
+	}
+	if c.imageDir == "" {
+		c.imageDir = filepath.Join(c.dataDir, "images")
+	}
+	if err := c.validateNetwork(); err != nil {
+		return err
+	}
+	return c.validateNode()
+}
+
+func (c *config) validateNetwork() (err error) {
+	p := &c.parsed
+	for _, l := range []struct {
+		flag, value string
+		to          *netip.AddrPort
+		optional    bool
+	}{
+		{"api-listen", c.apiListen, &p.api, false},
+		{"kubelet-listen", c.kubeletListen, &p.kubelet, false},
+		{"etcd-listen", c.etcdListen, &p.etcd, true},
+	} {
+		if l.value == "" && l.optional {
+			continue
+		}
+		if *l.to, err = netip.ParseAddrPort(l.value); err != nil {
+			return misusef("--%s: %q is not address:port", l.flag, l.value)
+		}
+	}
+	if c.nodeIP != "" {
+		if p.nodeIP, err = netip.ParseAddr(c.nodeIP); err != nil {
+			return misusef("--node-ip: %q is not an IP address", c.nodeIP)
+		}
+	}
+	if p.clusterCIDR, err = prefix("cluster-cidr", c.clusterCIDR, 24); err != nil {
+		return err
+	}
+	if p.serviceCIDR, err = prefix("service-cidr", c.serviceCIDR, 28); err != nil {
+		return err
+	}
+	if p.clusterCIDR.Overlaps(p.serviceCIDR) {
+		return misusef("--cluster-cidr %s and --service-cidr %s overlap", p.clusterCIDR, p.serviceCIDR)
+	}
+	if p.clusterDNS, err = netip.ParseAddr(c.clusterDNS); err != nil {
+		return misusef("--cluster-dns: %q is not an IP address", c.clusterDNS)
+	}
+	if !p.serviceCIDR.Contains(p.clusterDNS) {
+		return misusef("--cluster-dns: %s is not in --service-cidr %s", p.clusterDNS, p.serviceCIDR)
+	}
+	return nil
+}
+
+func prefix(flag, value string, longest int) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(value)
+	if err != nil {
+		return p, misusef("--%s: %q is not a prefix like 10.42.0.0/16", flag, value)
+	}
+	if p != p.Masked() {
+		return p, misusef("--%s: %s has bits set beyond its length; did you mean %s?", flag, p, p.Masked())
+	}
+	if !p.Addr().Is4() {
+		return p, misusef("--%s: %s: only IPv4 is built in so far", flag, p)
+	}
+	if p.Bits() > longest {
+		return p, misusef("--%s: %s is too small, want at most /%d", flag, p, longest)
+	}
+	return p, nil
+}
+
+var taintPattern = regexp.MustCompile(`^([^=:]+)(?:=([^:]*))?:(NoSchedule|PreferNoSchedule|NoExecute)$`)
+
+func (c *config) validateNode() error {
+	c.parsed.labels = map[string]string{}
+	for _, l := range c.nodeLabels {
+		k, v, ok := strings.Cut(l, "=")
+		if !ok || len(validation.IsQualifiedName(k)) > 0 || len(validation.IsValidLabelValue(v)) > 0 {
+			return misusef("--node-label: %q is not key=value as Kubernetes' labels are", l)
+		}
+		c.parsed.labels[k] = v
+	}
+	c.parsed.taints = nil
+	for _, t := range c.nodeTaints {
+		m := taintPattern.FindStringSubmatch(t)
+		if m == nil || len(validation.IsQualifiedName(m[1])) > 0 || len(validation.IsValidLabelValue(m[2])) > 0 {
+			return misusef("--node-taint: %q is not key=value:Effect with Effect one of NoSchedule, PreferNoSchedule, NoExecute", t)
+		}
+		c.parsed.taints = append(c.parsed.taints, taint{m[1], m[2], m[3]})
+	}
+	return nil
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/hex"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+)
+
+// findNodeIP is the address of the default route's link, else the first global
+// address of a link that is up, else loopback: a device starts with whatever
+// is there.
+func findNodeIP() netip.Addr {
+	if link := defaultRouteLink("/proc/net/route"); link != "" {
+		if iface, err := net.InterfaceByName(link); err == nil {
+			if a := globalAddr(iface); a.IsValid() {
+				return a
+			}
+		}
+	}
+	ifaces, err := net.Interfaces()
+	if err == nil {
+		for i := range ifaces {
+			if ifaces[i].Flags&net.FlagUp == 0 || strings.HasPrefix(ifaces[i].Name, "edged") {
+				continue
+			}
+			if a := globalAddr(&ifaces[i]); a.IsValid() {
+				return a
+			}
+		}
+	}
+	return netip.MustParseAddr("127.0.0.1")
+}
+
+func globalAddr(iface *net.Interface) netip.Addr {
+	addrs, err := iface.Addrs()
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, a := range addrs {
+		p, err := netip.ParsePrefix(a.String())
+		if err == nil && p.Addr().Is4() && p.Addr().IsGlobalUnicast() {
+			return p.Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
+// defaultRouteLink reads the kernel's IPv4 routing table (proc(5),
+// /proc/net/route) and returns the link of the default route of least metric.
+func defaultRouteLink(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	best, link := uint64(1<<63), ""
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		fields := strings.Fields(sc.Text())
+		if len(fields) < 8 || !zeroHex(fields[1]) || !zeroHex(fields[7]) {
+			continue
+		}
+		var metric uint64
+		for _, c := range fields[6] {
+			metric = metric*10 + uint64(c-'0')
+		}
+		if metric < best {
+			best, link = metric, fields[0]
+		}
+	}
+	return link
+}
+
+func zeroHex(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == 4 && binary.LittleEndian.Uint32(b) == 0
+}

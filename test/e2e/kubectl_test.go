@@ -1,0 +1,170 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"edged/test/harness"
+)
+
+// TestKubectlTour uses kubectl as people do and holds edged to the wording that
+// they know.
+func TestKubectlTour(t *testing.T) {
+	p := newPlace(t)
+	expect := func(want string, args ...string) {
+		t.Helper()
+		if out := p.kubectl(args...); !strings.Contains(out, want) {
+			t.Errorf("kubectl %s: %q does not contain %q", strings.Join(args, " "), out, want)
+		}
+	}
+	refuse := func(want string, args ...string) {
+		t.Helper()
+		out, err := p.Kubectl("", append([]string{"-n", p.ns}, args...)...)
+		if err == nil || !strings.Contains(out, want) {
+			t.Errorf("kubectl %s: %v, %q; want a refusal with %q", strings.Join(args, " "), err, out, want)
+		}
+	}
+	expect("configmap/conf created", "create", "configmap", "conf", "--from-literal=color=red")
+	refuse(`configmaps "conf" already exists`, "create", "configmap", "conf")
+	expect("NAME   DATA   AGE", "get", "configmap", "conf")
+	expect("secret/pass created", "create", "secret", "generic", "pass", "--from-literal=word=sesame")
+	p.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: shell, labels: {app: shell}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: edged.example/busybox:1
+    command: [sh, -c, 'echo started; i=0; while sleep 0.2; do i=$((i+1)); echo tick $i; done']
+    env: [{name: COLOR, valueFrom: {configMapKeyRef: {name: conf, key: color}}}]
+    volumeMounts: [{name: pass, mountPath: /pass}, {name: work, mountPath: /work}]
+    ports: [{containerPort: 8080}]
+  - {name: web, image: edged.example/busybox:1, command: [sh, -c, 'echo port > /tmp/index.html; exec httpd -f -p 8080 -h /tmp']}
+  volumes: [{name: pass, secret: {secretName: pass}}, {name: work, emptyDir: {}}]
+`)
+	p.waitReady("shell")
+	expect("2/2", "get", "pod", "shell")
+	expect("Running", "get", "pods", "-o", "wide")
+	expect("red", "exec", "shell", "-c", "main", "--", "sh", "-c", "echo $COLOR")
+	expect("sesame", "exec", "shell", "-c", "main", "--", "cat", "/pass/word")
+	refuse("exit code 9", "exec", "shell", "-c", "main", "--", "sh", "-c", "exit 9")
+	expect("started", "logs", "shell", "-c", "main", "--limit-bytes=100")
+	if out := p.kubectl("logs", "shell", "-c", "main", "--tail=1"); strings.Count(out, "\n") != 1 {
+		t.Errorf("logs --tail=1: %q", out)
+	}
+	if out := p.kubectl("logs", "shell", "-c", "main", "--since=1s"); strings.Contains(out, "started") && strings.Contains(out, "tick 20") {
+		t.Errorf("logs --since=1s goes back to the start: %q", out)
+	}
+	refuse(`container nope is not valid for pod shell`, "logs", "shell", "-c", "nope")
+	if out, err := p.Kubectl("typed\n", "-n", p.ns, "exec", "-i", "shell", "-c", "main", "--", "cat"); err != nil || out != "typed\n" {
+		t.Errorf("exec -i: %q, %v", out, err)
+	}
+	expect("pod/shell labeled", "label", "pod", "shell", "tier=front")
+	expect("shell", "get", "pods", "-l", "tier in (front)")
+	expect("pod/shell annotated", "annotate", "pod", "shell", "note=hi")
+	expect("configmap/conf patched", "patch", "configmap", "conf", "-p", `{"data":{"size":"big"}}`)
+	expect("(no change)", "patch", "configmap", "conf", "--type=merge", "-p", `{"data":{"size":"big"}}`)
+	expect("configmap/conf patched", "patch", "configmap", "conf", "--type=json", "-p", `[{"op":"remove","path":"/data/size"}]`)
+	expect("Name:             shell", "describe", "pod", "shell")
+	expect("Started container main", "describe", "pod", "shell")
+	expect("deployments", "api-resources")
+	expect("FIELD: containers <[]Container> -required-", "explain", "pod.spec.containers")
+	expect("yes", "auth", "can-i", "create", "pods")
+	refuse("no", "auth", "can-i", "create", "pods", "--as=nobody")
+	if out := p.kubectl("create", "token", "default"); strings.Count(out, ".") != 2 {
+		t.Errorf("create token: %q", out)
+	}
+	expect("Server Version: v1.37", "version")
+	expect("condition met", "wait", "--for=condition=Ready", "pod/shell", "--timeout=10s")
+	expect("Kubernetes control plane", "cluster-info")
+	refuse(`pods "nope" not found`, "get", "pod", "nope")
+	refuse(`the server doesn't have a resource type "nopes"`, "get", "nopes")
+
+	local := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(local, []byte("copied"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	hasTar := p.kubectl("exec", "shell", "-c", "main", "--", "which", "tar")
+	if strings.Contains(hasTar, "tar") {
+		p.kubectl("cp", "-c", "main", local, "shell:/work/file")
+		expect("copied", "exec", "shell", "-c", "main", "--", "cat", "/work/file")
+	}
+	testPortForward(t, p)
+	testEdit(t, p)
+	expect(`pod "shell" deleted`, "delete", "pod", "shell")
+}
+
+func kubectlArgs(p *place, args ...string) []string {
+	return append([]string{harness.Kubectl(), "-n", p.ns}, args...)
+}
+
+func testPortForward(t *testing.T, p *place) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	cmd := p.Command(ctx, kubectlArgs(p, "port-forward", "pod/shell", "18080:8080")...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cancel()
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || !strings.Contains(line, "Forwarding from 127.0.0.1:18080") {
+		t.Errorf("port-forward: %q, %v", line, err)
+		return
+	}
+	for range 2 {
+		conn, err := p.Dial(ctx, "tcp", "127.0.0.1:18080")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if _, err := io.WriteString(conn, "GET /index.html HTTP/1.0\r\n\r\n"); err != nil {
+			t.Error(err)
+		}
+		data, err := io.ReadAll(conn)
+		if conn.Close(); err != nil || !strings.HasSuffix(string(data), "port\n") {
+			t.Errorf("through the forwarded port: %q, %v", data, err)
+		}
+	}
+}
+
+func testEdit(t *testing.T, p *place) {
+	t.Helper()
+	cmd := p.Command(context.Background(), kubectlArgs(p, "edit", "configmap", "conf")...)
+	cmd.Env = append(cmd.Env, "KUBE_EDITOR=sed -i s/red/blue/")
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "configmap/conf edited") {
+		t.Errorf("edit: %s %v", out, err)
+	}
+	if out := p.kubectl("get", "configmap", "conf", "-o", "jsonpath={.data.color}"); out != "blue" {
+		t.Errorf("after edit: %q", out)
+	}
+}
+
+// TestServerSideChecks: bad manifests get upstream's message and status.
+func TestServerSideChecks(t *testing.T) {
+	p := newPlace(t)
+	for manifest, want := range map[string]string{
+		`{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: {containers: []}}`:                                                                                                                 `spec.containers: Required value`,
+		`{apiVersion: v1, kind: Pod, metadata: {name: X_y}, spec: {containers: [{name: a, image: b}]}}`:                                                                                            `a lowercase RFC 1123 subdomain must consist of`,
+		`{apiVersion: v1, kind: ConfigMap, metadata: {name: x}, dta: {a: b}}`:                                                                                                                      `unknown field "dta"`,
+		`{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}, spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: c}}, spec: {containers: [{name: a, image: b}]}}}}`: "`selector` does not match template `labels`",
+		`{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {ports: [{port: 70000}]}}`:                                                                                                     `must be between 1 and 65535, inclusive`,
+		`{apiVersion: example.org/v1, kind: Thing, metadata: {name: x}}`:                                                                                                                           `no matches for kind "Thing" in version "example.org/v1"`,
+	} {
+		if out, err := p.Kubectl(manifest, "-n", p.ns, "create", "-f", "-"); err == nil || !strings.Contains(out, want) {
+			t.Errorf("%s: %v %q, want %q", manifest, err, out, want)
+		}
+	}
+}
