@@ -1,0 +1,26 @@
+// Package raftstore is a replicated key-value store with etcd's semantics: the
+// cluster's state, one copy on each device.
+//
+// It knows nothing of Kubernetes. Requests and responses are etcd's own
+// messages (go.etcd.io/etcd/api/v3/etcdserverpb), so that a gRPC service over
+// it is a thin shell; errors are sentinels of this package.
+//
+// [Store] is all that others see. A write travels: Store method, proposal to
+// the goroutine that owns raft's RawNode (node.go), the log on disk (wal) with
+// one sync for all proposals that were waiting, apply (mvcc), answer to the
+// waiting method. What was answered is on disk.
+//
+// Reads come from memory and bbolt of this device. A linearizable one first
+// makes sure that this device is not behind; for a lone member that costs
+// nothing.
+//
+// The applied state is committed to bbolt lazily, by size and when the store is
+// closed, never per write; after a crash it is rebuilt from the log.
+//
+// Today a store has one member. The log, the entries and the API are those of
+// many.
+//
+// Goroutines: the node's, the committer's and the lessor's, all ended by
+// [Store.Close]. May be imported by apiserver/{codec,objcache,registry} and
+// cmd/edged.
+package raftstore

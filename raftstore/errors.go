@@ -1,0 +1,35 @@
+package raftstore
+
+import (
+	"errors"
+
+	"edged/raftstore/mvcc"
+	"edged/raftstore/wal"
+)
+
+// Errors of requests.
+var (
+	ErrCompacted       = mvcc.ErrCompacted
+	ErrFutureRev       = mvcc.ErrFutureRev
+	ErrKeyNotFound     = mvcc.ErrKeyNotFound
+	ErrDuplicateKey    = mvcc.ErrDuplicateKey
+	ErrLeaseNotFound   = mvcc.ErrLeaseNotFound
+	ErrLeaseExists     = mvcc.ErrLeaseExists
+	ErrEmptyKey        = errors.New("etcdserver: key is not provided")
+	ErrValueProvided   = errors.New("etcdserver: value is provided")
+	ErrLeaseProvided   = errors.New("etcdserver: lease is provided")
+	ErrTooManyOps      = errors.New("etcdserver: too many operations in txn request")
+	ErrRequestTooLarge = errors.New("etcdserver: request is too large")
+	ErrLeaseTTLTooLong = errors.New("etcdserver: too large lease TTL")
+	ErrInvalidSort     = errors.New("etcdserver: invalid sort option")
+)
+
+// Errors of the store.
+var (
+	// ErrStopped is returned after Close, or after the disk failed.
+	ErrStopped = errors.New("etcdserver: server stopped")
+	// ErrNoSpace refuses writes while the disk is full. Reads go on.
+	ErrNoSpace = errors.New("etcdserver: mvcc: database space exceeded")
+	// ErrCorrupt marks data on disk that cannot be relied on.
+	ErrCorrupt = wal.ErrCorrupt
+)

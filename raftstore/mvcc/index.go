@@ -1,0 +1,164 @@
+package mvcc
+
+import (
+	"bytes"
+	"sort"
+
+	"github.com/google/btree"
+)
+
+// Rev is a revision: Main counts transactions, Sub the changes inside one.
+type Rev struct{ Main, Sub int64 }
+
+func (r Rev) less(o Rev) bool { return r.Main < o.Main || r.Main == o.Main && r.Sub < o.Sub }
+
+// generation is the life of a key from its creation to its deletion. revs are
+// ascending; ended says that the last one is the deletion.
+//
+// versions before revs[0] may have been compacted, so the version of revs[i] is
+// firstVersion+i.
+type generation struct {
+	created      Rev
+	firstVersion int64
+	revs         []Rev
+	ended        bool
+}
+
+// entry is all that is kept about a key; gens are ascending and never empty.
+//
+// Worked example: put@2, put@3, delete@4, put@6 is
+// {created 2, revs 2 3 4, ended}, {created 6, revs 6}. Compacted at 3 it is
+// {created 2, firstVersion 2, revs 3 4, ended}, {created 6, revs 6}; at 4 the
+// first generation is gone.
+type entry struct {
+	key  []byte
+	gens []generation
+}
+
+func entryLess(a, b *entry) bool { return bytes.Compare(a.key, b.key) < 0 }
+
+// index finds the revisions of keys.
+type index struct{ tree *btree.BTreeG[*entry] }
+
+func newIndex() *index { return &index{btree.NewG(32, entryLess)} }
+
+func (x *index) get(key []byte) *entry {
+	e, _ := x.tree.Get(&entry{key: key})
+	return e
+}
+
+// put records that key was written at rev.
+func (x *index) put(key []byte, rev Rev) {
+	e := x.get(key)
+	if e == nil {
+		e = &entry{key: bytes.Clone(key)}
+		x.tree.ReplaceOrInsert(e)
+	}
+	if n := len(e.gens); n > 0 && !e.gens[n-1].ended {
+		e.gens[n-1].revs = append(e.gens[n-1].revs, rev)
+		return
+	}
+	e.gens = append(e.gens, generation{created: rev, firstVersion: 1, revs: []Rev{rev}})
+}
+
+// restore is put for a value read from disk, which knows its creation.
+func (x *index) restore(key []byte, rev, created Rev, version int64) {
+	e := x.get(key)
+	if e != nil && !e.gens[len(e.gens)-1].ended {
+		x.put(key, rev)
+		return
+	}
+	if e == nil {
+		e = &entry{key: bytes.Clone(key)}
+		x.tree.ReplaceOrInsert(e)
+	}
+	e.gens = append(e.gens, generation{created: created, firstVersion: version, revs: []Rev{rev}})
+}
+
+// delete records that key was deleted at rev; it reports whether it existed.
+func (x *index) delete(key []byte, rev Rev) bool {
+	e := x.get(key)
+	if e == nil || e.gens[len(e.gens)-1].ended {
+		return false
+	}
+	g := &e.gens[len(e.gens)-1]
+	g.revs, g.ended = append(g.revs, rev), true
+	return true
+}
+
+// version is what a key was at some revision.
+type version struct {
+	rev, created Rev
+	n            int64
+}
+
+// at finds the key's state at main revision at; ok is false if it did not exist.
+func (e *entry) at(at int64) (v version, ok bool) {
+	for i := len(e.gens) - 1; i >= 0; i-- {
+		g := &e.gens[i]
+		n := sort.Search(len(g.revs), func(j int) bool { return g.revs[j].Main > at })
+		if n == 0 {
+			continue
+		}
+		if g.ended && n == len(g.revs) {
+			return version{}, false
+		}
+		return version{g.revs[n-1], g.created, g.firstVersion + int64(n-1)}, true
+	}
+	return version{}, false
+}
+
+// ascend calls f for each key in [key, end) in order; see rangeEnd for the
+// meaning of end.
+func (x *index) ascend(key, end []byte, f func(*entry) bool) {
+	switch {
+	case len(end) == 0:
+		if e := x.get(key); e != nil {
+			f(e)
+		}
+	case len(end) == 1 && end[0] == 0:
+		x.tree.AscendGreaterOrEqual(&entry{key: key}, f)
+	default:
+		x.tree.AscendRange(&entry{key: key}, &entry{key: end}, f)
+	}
+}
+
+// compact drops what nobody can ask for when at is the oldest revision that
+// may be read, and returns the revisions to delete from disk.
+func (x *index) compact(at int64) (gone []Rev) {
+	var empty []*entry
+	x.tree.Ascend(func(e *entry) bool {
+		gone = e.compact(at, gone)
+		if len(e.gens) == 0 {
+			empty = append(empty, e)
+		}
+		return true
+	})
+	for _, e := range empty {
+		x.tree.Delete(e)
+	}
+	return gone
+}
+
+func (e *entry) compact(at int64, gone []Rev) []Rev {
+	kept := e.gens[:0]
+	for _, g := range e.gens {
+		// keep is the first revision that is still visible at `at` or later.
+		n := sort.Search(len(g.revs), func(j int) bool { return g.revs[j].Main > at })
+		keep := max(n-1, 0)
+		if g.ended && n == len(g.revs) {
+			keep = n // deleted at or before `at`: the whole life is over
+		}
+		gone = append(gone, g.revs[:keep]...)
+		if keep == len(g.revs) {
+			continue
+		}
+		if keep > 0 {
+			g.revs = append([]Rev(nil), g.revs[keep:]...)
+			g.firstVersion += int64(keep)
+		}
+		kept = append(kept, g)
+	}
+	e.gens = kept
+	return gone
+}

@@ -1,0 +1,261 @@
+package mvcc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+
+	bolt "go.etcd.io/bbolt"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// ErrClosed ends watchers of a store that was closed.
+var ErrClosed = errors.New("mvcc: store is closed")
+
+const (
+	// ringRevisions and ringBytes bound the history kept in memory: enough for
+	// a watcher that is a scheduling delay behind. One that is slower reads
+	// from disk.
+	ringRevisions = 1024
+	ringBytes     = 1 << 20
+	// catchUp bounds what a watcher that reads from disk holds at a time.
+	catchUp = 512
+)
+
+// ring holds the newest revisions, ascending, without gaps.
+type ring struct {
+	batches []Batch
+	bytes   int
+}
+
+func (r *ring) add(rev int64, events []*mvccpb.Event) {
+	r.batches = append(r.batches, Batch{Revision: rev, Events: events})
+	r.bytes += sizeOf(events)
+	drop := 0
+	for ; len(r.batches)-drop > ringRevisions || r.bytes > ringBytes && len(r.batches)-drop > 1; drop++ {
+		r.bytes -= sizeOf(r.batches[drop].Events)
+	}
+	if drop > 0 {
+		// Copy, so that the dropped events can be collected.
+		r.batches = append([]Batch(nil), r.batches[drop:]...)
+	}
+}
+
+func sizeOf(events []*mvccpb.Event) (n int) {
+	for _, e := range events {
+		n += len(e.Kv.Key) + len(e.Kv.Value) + 128
+		if e.PrevKv != nil {
+			n += len(e.PrevKv.Value) + 64
+		}
+	}
+	return n
+}
+
+// from returns the batches of revision start and later; ok is false when the
+// ring no longer reaches back that far.
+func (r *ring) from(start int64) (batches []Batch, ok bool) {
+	if len(r.batches) == 0 || r.batches[0].Revision > start {
+		return nil, false
+	}
+	i := sort.Search(len(r.batches), func(i int) bool { return r.batches[i].Revision >= start })
+	return r.batches[i:], true
+}
+
+// signal wakes watchers; mu is held.
+func (db *DB) signal() {
+	close(db.changed)
+	db.changed = make(chan struct{})
+}
+
+// Batch holds events; all events of a revision are in one batch. Revision is
+// the newest one that the batch covers: nothing before Revision+1 is still to
+// come.
+type Batch struct {
+	Revision int64
+	Events   []*mvccpb.Event
+}
+
+// Watcher reads the history of the keys in [Key, End) from a revision on. It
+// holds no buffer: a watcher that nobody reads costs its own few words.
+type Watcher struct {
+	db         *DB
+	key, end   []byte
+	next       int64 // the first revision not yet delivered
+	withPrevKV bool
+}
+
+// Watch starts at revision start, or after the newest if start is 0.
+func (db *DB) Watch(key, end []byte, start int64, prevKV bool) *Watcher {
+	db.mu.RLock()
+	defer db.mu.RUnlock()
+	if start <= 0 {
+		start = db.revision + 1
+	}
+	return &Watcher{db: db, key: bytes.Clone(key), end: bytes.Clone(end), next: start, withPrevKV: prevKV}
+}
+
+// Next waits for events and returns them. ErrCompacted says that revisions
+// which the watcher still had to deliver are gone. A Watcher is used by one
+// goroutine at a time.
+func (w *Watcher) Next(ctx context.Context) (Batch, error) {
+	for {
+		batch, changed, err := w.poll()
+		if err != nil || len(batch.Events) > 0 {
+			return batch, err
+		}
+		if changed == nil {
+			continue // a stretch of history without our keys: on to the next
+		}
+		select {
+		case <-ctx.Done():
+			return Batch{}, ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// Position is the newest revision of which everything has been delivered.
+func (w *Watcher) Position() int64 {
+	w.db.mu.RLock()
+	defer w.db.mu.RUnlock()
+	return w.next - 1
+}
+
+// poll returns what there is; with nothing more to read, what to wait for.
+func (w *Watcher) poll() (Batch, chan struct{}, error) {
+	db := w.db
+	db.mu.RLock()
+	if db.closed {
+		db.mu.RUnlock()
+		return Batch{}, nil, ErrClosed
+	}
+	if w.next < db.compacted {
+		db.mu.RUnlock()
+		return Batch{}, nil, ErrCompacted
+	}
+	if w.next > db.revision {
+		changed := db.changed
+		db.mu.RUnlock()
+		return Batch{}, changed, nil
+	}
+	batches, ok := db.recent.from(w.next)
+	to := db.revision
+	db.mu.RUnlock()
+	if !ok {
+		return w.fromDisk(to)
+	}
+	out := Batch{Revision: to}
+	for _, b := range batches {
+		for _, e := range b.Events {
+			if w.wants(e.Kv.Key) {
+				out.Events = append(out.Events, e)
+			}
+		}
+	}
+	w.next = to + 1
+	return out, nil, nil
+}
+
+func (w *Watcher) wants(key []byte) bool {
+	switch {
+	case len(w.end) == 0:
+		return bytes.Equal(key, w.key)
+	case len(w.end) == 1 && w.end[0] == 0:
+		return bytes.Compare(key, w.key) >= 0
+	}
+	return bytes.Compare(key, w.key) >= 0 && bytes.Compare(key, w.end) < 0
+}
+
+// fromDisk reads a stretch of history, ending with a whole revision not after
+// to, and leaves the lock between stretches.
+func (w *Watcher) fromDisk(to int64) (Batch, chan struct{}, error) {
+	db := w.db
+	db.mu.RLock()
+	defer db.mu.RUnlock()
+	if db.closed {
+		return Batch{}, nil, ErrClosed
+	}
+	if w.next < db.compacted {
+		return Batch{}, nil, ErrCompacted
+	}
+	out := Batch{Revision: to}
+	last := Rev{w.next - 1, 0}
+	visit := func(rev Rev, data []byte) (more bool, err error) {
+		if rev.Main > to {
+			return false, nil
+		}
+		if len(out.Events) >= catchUp && rev.Main != last.Main {
+			out.Revision = last.Main
+			return false, nil
+		}
+		last = rev
+		_, deleted, kv, err := decode(encodeRev(rev), data)
+		if err != nil || !w.wants(kv.Key) {
+			return err == nil, err
+		}
+		e := &mvccpb.Event{Kv: kv}
+		if deleted {
+			e.Type, kv.ModRevision = mvccpb.Event_DELETE, rev.Main
+		}
+		if w.withPrevKV {
+			e.PrevKv, err = db.before(kv.Key, rev)
+		}
+		out.Events = append(out.Events, e)
+		return err == nil, err
+	}
+	more, firstPending := true, Rev{1 << 62, 0}
+	if len(db.pending) > 0 {
+		firstPending = db.pending[0].rev
+	}
+	err := db.bolt.View(func(tx *bolt.Tx) error {
+		b := tx.Bucket(revBucket)
+		if b == nil {
+			return nil
+		}
+		c := b.Cursor()
+		for k, v := c.Seek(encodeRev(Rev{w.next, 0})); k != nil && more; k, v = c.Next() {
+			rev, _, _, err := decode(k, v)
+			if err != nil {
+				return err
+			}
+			if !rev.less(firstPending) {
+				break // being committed right now: read from memory below
+			}
+			if more, err = visit(rev, v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Batch{}, nil, fmt.Errorf("read history from revision %d: %w", w.next, err)
+	}
+	i := sort.Search(len(db.pending), func(i int) bool { return db.pending[i].rev.Main >= w.next })
+	for ; i < len(db.pending) && more; i++ {
+		if more, err = visit(db.pending[i].rev, db.pending[i].data); err != nil {
+			return Batch{}, nil, err
+		}
+	}
+	w.next = out.Revision + 1
+	return out, nil, nil
+}
+
+// before is the key's state just before rev, or nil if it did not exist or was
+// compacted. mu is held.
+func (db *DB) before(key []byte, rev Rev) (*mvccpb.KeyValue, error) {
+	e := db.index.get(key)
+	if e == nil {
+		return nil, nil
+	}
+	for i := len(e.gens) - 1; i >= 0; i-- {
+		g := &e.gens[i]
+		for j := len(g.revs) - 1; j > 0; j-- {
+			if g.revs[j] == rev {
+				return db.read(g.revs[j-1])
+			}
+		}
+	}
+	return nil, nil
+}

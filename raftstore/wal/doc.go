@@ -1,0 +1,34 @@
+// Package wal is the raft log on disk: entries, hard state and where the last
+// snapshot was, appended in batches with one fdatasync each.
+//
+// It is not the applied state (raftstore/mvcc) and decides nothing about raft.
+//
+// # Format, version 1
+//
+// A log is a folder of segments named by a 16-digit hexadecimal sequence number
+// and ".wal". A segment is preallocated and zero-filled, so that appending
+// changes no metadata and an fdatasync writes data alone; a spent segment is
+// recycled under a new name. Records follow each other at multiples of 8 bytes:
+//
+//	length  uint32 LE  of the payload, at least 1
+//	crc     uint32 LE  Castagnoli, of the previous record's crc, then durable, kind, payload
+//	durable uint64 LE  how far this segment was known to be on disk when the record was written
+//	kind    byte       1 head, 2 entry, 3 hard state, 4 snapshot
+//	payload            head: format version, sequence number, member id, first crc; others raftpb
+//	padding            zero bytes up to a multiple of 8
+//
+// A length of 0 ends the segment. The crc chains over all segments.
+//
+// # Damage
+//
+// Power cuts tear what was not synced: the tail behind the last good record,
+// in any order of its blocks. Such a tail is cut (zeroed) before anything is
+// appended, and told in the log. Damage before the durable mark of any later
+// record, or in a segment that is not the last, cannot come from a power cut:
+// it is refused with [ErrCorrupt], since cutting there would undo what was
+// acknowledged.
+//
+// Concurrency: a [Log] is used by one goroutine. Goroutines: none.
+//
+// May be imported by raftstore only.
+package wal
