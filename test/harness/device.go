@@ -42,6 +42,7 @@ type Device struct {
 	daemon *exec.Cmd
 	exited chan struct{}
 	flags  []string
+	loop   string // of a disk of its own, such as "loop0"
 }
 
 // Edged is the binary under test.
@@ -96,6 +97,49 @@ func New(tb TB, sw *Switch, n int, flags ...string) *Device {
 	d.powerOn()
 	tb.Cleanup(d.discard)
 	return d
+}
+
+// NewOnDisk is New with the data-dir on a disk of its own, of sizeMiB: an ext4
+// file system on a loop device, so that it can be filled, and so that what is
+// written to it can be counted at the block layer.
+func NewOnDisk(tb TB, sw *Switch, n int, sizeMiB int, flags ...string) *Device {
+	tb.Helper()
+	d := New(tb, sw, n, flags...)
+	image := filepath.Join(d.Dir, "disk.img")
+	script := `set -e
+truncate -s "$2M" "$1"
+mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 "$1"
+loop=$(losetup --find --show "$1")
+mount -o noatime "$loop" "$3"
+losetup --detach "$loop" # when it is unmounted
+basename "$loop"`
+	out, err := exec.Command("sh", "-c", script, "sh", image, strconv.Itoa(sizeMiB), d.DataDir()).Output()
+	if err != nil {
+		tb.Fatalf("%s: make a disk: %v", d.Name, err)
+	}
+	d.loop = strings.TrimSpace(string(out))
+	d.PowerOff()
+	d.powerOn()
+	return d
+}
+
+// BytesWritten is what the data-dir's disk has been given to write since it was
+// made, from the block layer's statistics (Documentation/block/stat.rst). It
+// syncs the disk first.
+func (d *Device) BytesWritten() int64 {
+	d.tb.Helper()
+	if out, err := exec.Command("sync", "-f", d.DataDir()).CombinedOutput(); err != nil {
+		d.tb.Fatalf("%s: sync: %v %s", d.Name, err, out)
+	}
+	data, err := os.ReadFile("/sys/block/" + d.loop + "/stat")
+	if err != nil {
+		d.tb.Fatalf("%s: %v", d.Name, err)
+	}
+	sectors, err := strconv.ParseInt(strings.Fields(string(data))[6], 10, 64)
+	if err != nil {
+		d.tb.Fatalf("%s: %v", d.Name, err)
+	}
+	return sectors * 512
 }
 
 // Lone makes a switch and one device on it, starts it and waits until it is
@@ -218,6 +262,11 @@ func (d *Device) PowerOff() {
 
 func (d *Device) discard() {
 	d.PowerOff()
+	if d.loop != "" {
+		if out, err := exec.Command("umount", d.DataDir()).CombinedOutput(); err != nil {
+			d.tb.Errorf("%s: unmount its disk: %v %s", d.Name, err, out)
+		}
+	}
 	if err := os.RemoveAll(d.Dir); err != nil {
 		d.tb.Errorf("%s: %v", d.Name, err)
 	}
