@@ -187,6 +187,12 @@ func (e *Engine) openState() error {
 	if old, err := os.ReadFile(path); err == nil && string(old) == string(boot) {
 		return nil
 	}
+	bundles, _ := filepath.Glob(filepath.Join(e.cfg.State, "containers", "*"))
+	for _, dir := range bundles { // none is left after a boot, but see the promise of Open
+		if err := e.host.cgroups.destroy(e.ctx, cgroupOfBundle(dir, e.cfg.CgroupRoot)); err != nil {
+			return err
+		}
+	}
 	if err := unmountBelow(filepath.Join(e.cfg.State, "containers")); err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func newDevice(t *testing.T) *device {
 	d := &device{t: t, cfg: engine.Config{
 		Root: dir + "/data", State: dir + "/run", BinDir: binDir(t),
 		CgroupRoot: fmt.Sprintf("/edged-test-%d-%d", os.Getpid(), devices.Add(1)),
-		Logger:     slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger:     slog.New(slog.NewTextHandler(newTestWriter(t), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}}
 	t.Cleanup(func() {
 		cfg := d.cfg
@@ -125,10 +125,30 @@ func binDir(t *testing.T) string {
 	return dir
 }
 
-type testWriter struct{ t *testing.T }
+// testWriter logs to a test while it runs; containerd's global logger may keep it
+// for longer.
+type testWriter struct {
+	mu   sync.Mutex
+	t    *testing.T
+	over bool
+}
 
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", bytes.TrimSpace(p))
+func newTestWriter(t *testing.T) *testWriter {
+	w := &testWriter{t: t}
+	t.Cleanup(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.over = true
+	})
+	return w
+}
+
+func (w *testWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.over {
+		w.t.Logf("%s", bytes.TrimSpace(p))
+	}
 	return len(p), nil
 }
 

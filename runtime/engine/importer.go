@@ -40,7 +40,8 @@ func (e *Engine) ImportImages(ctx context.Context, r io.Reader) ([]Image, error)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("import images: %w", err)
+		// Nobody resumes an import: what it brought is garbage now.
+		return nil, fmt.Errorf("import images: %w", errors.Join(err, e.GC(context.WithoutCancel(ctx))))
 	}
 	return out, nil
 }

@@ -15,9 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// interruptedStart is how long a start that the last daemon did not finish may
-// still be going on in the shim.
-const interruptedStart = 2 * time.Second
+const (
+	// interruptedStart is how long nothing must be seen of a start that the last
+	// daemon did not finish, before it is taken to have failed with that daemon's
+	// connection.
+	interruptedStart = 250 * time.Millisecond
+	settlePoll       = 20 * time.Millisecond
+)
 
 // reconcile brings the records of the last daemon in line with what is there.
 func (e *Engine) reconcile(ctx context.Context) error {
@@ -104,8 +108,7 @@ func (e *Engine) adopt(ctx context.Context, s *shim, c *container) error {
 // settleStart waits for the end of a start that the last daemon had begun. A
 // process that came of it is adopted; otherwise the container is as before.
 func (e *Engine) settleStart(s *shim, c *container) {
-	deadline := time.Now().Add(interruptedStart)
-	for {
+	for quiet := time.Now(); e.ctx.Err() == nil && time.Since(quiet) < interruptedStart; {
 		st, err := s.tasks.State(e.ctx, &taskapi.StateRequest{ID: c.id()})
 		if err == nil && (st.Status == task.Status_RUNNING || st.Status == task.Status_STOPPED) {
 			err = c.save(func(r *record) {
@@ -119,11 +122,11 @@ func (e *Engine) settleStart(s *shim, c *container) {
 			}
 			return
 		}
-		if time.Now().After(deadline) || e.ctx.Err() != nil {
-			break
+		if runcWorksOn(c.id()) {
+			quiet = time.Now()
 		}
 		select {
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(settlePoll):
 		case <-e.ctx.Done():
 		}
 	}
@@ -137,6 +140,19 @@ func (e *Engine) settleStart(s *shim, c *container) {
 	if err != nil {
 		e.log.Error("an interrupted start cannot be undone", "container", c.id(), "err", err)
 	}
+}
+
+// runcWorksOn says whether a runc of the shim has a container in hand: the id is
+// its last argument.
+func runcWorksOn(id string) bool {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		data, _ := os.ReadFile(file)
+		if strings.HasSuffix(string(data), "\x00"+id+"\x00") && strings.Contains(string(data), "runc") {
+			return true
+		}
+	}
+	return false
 }
 
 // settleOrphan ends a container whose shim is gone: its output went nowhere and
