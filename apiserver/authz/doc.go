@@ -12,7 +12,7 @@
 // refused by apiserver/admission.
 //
 // Types: Authorizer answers authorizer.Authorizer and RuleResolver; Source is
-// what it reads.
+// what it reads, taken from the registry's cache by FromRegistry.
 // BootstrapObjects are upstream's roles and bindings.
 //
 // Promises: decisions come from this device's replica alone, without a read

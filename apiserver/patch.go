@@ -1,0 +1,69 @@
+package apiserver
+
+import (
+	"context"
+	"net/http"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
+)
+
+// patchTypes are the media types of patches, in the order of upstream's 415.
+var patchTypes = []string{
+	string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType),
+}
+
+func (c *call) patch() error {
+	patchType := types.PatchType(mediaType(c.req))
+	if !known(patchType) {
+		return negotiation.NewUnsupportedMediaTypeError(patchTypes)
+	}
+	out, err := negotiate(c.req, objectEndpoint)
+	if err != nil {
+		return err
+	}
+	data, err := c.readBody(c.req)
+	if err != nil {
+		return err
+	}
+	opts := metav1.PatchOptions{}
+	if err := decodeOptions(c.req, &opts); err != nil {
+		return err
+	}
+	if errs := validation.ValidatePatchOptions(&opts, patchType); len(errs) > 0 {
+		return apierrors.NewInvalid(optionsKind("PatchOptions"), "", errs)
+	}
+	opts.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("PatchOptions"))
+	opts.FieldManager = managerOrUserAgent(opts.FieldManager, c.req)
+	p, ok := any(c.reg).(patcher)
+	if !ok {
+		return apierrors.NewMethodNotSupported(c.gr, c.info.Verb)
+	}
+	obj, created, err := p.Patch(c.req.Context(), c.gr, c.info.Namespace, c.info.Name, c.info.Subresource, patchType, data, opts)
+	if err != nil {
+		return err
+	}
+	code := http.StatusOK
+	if created {
+		code = http.StatusCreated
+	}
+	return c.respond(out, code, obj)
+}
+
+func known(t types.PatchType) bool {
+	for _, p := range patchTypes {
+		if string(t) == p {
+			return true
+		}
+	}
+	return false
+}
+
+type patcher interface {
+	Patch(ctx context.Context, gr schema.GroupResource, ns, name, subresource string, t types.PatchType, patch []byte, opts metav1.PatchOptions) (runtime.Object, bool, error)
+}

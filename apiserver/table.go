@@ -1,0 +1,141 @@
+package apiserver
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/kubernetes/pkg/printers"
+	"k8s.io/kubernetes/pkg/printers/internalversion"
+
+	"edged/apiserver/codec"
+)
+
+// printer makes the rows that kubectl get shows, with upstream's printers.
+// They cost 3 MB of binary and 0.35 MB of memory.
+type printer struct {
+	tables *printers.HumanReadableGenerator
+}
+
+func newPrinter() *printer {
+	return &printer{printers.NewTableGenerator().With(internalversion.AddHandlers)}
+}
+
+// rows prints one object of any version. Columns and rows are the caller's.
+func (p *printer) rows(obj runtime.Object) (*metav1.Table, error) {
+	internal, err := codec.ToInternal(obj)
+	if err == nil {
+		t, err := p.tables.GenerateTable(internal, printers.GenerateOptions{Wide: true})
+		if err == nil {
+			return t, nil
+		}
+	}
+	return defaultTable(obj)
+}
+
+// defaultTable is for kinds without a printer: name and age, as upstream's
+// rest.NewDefaultTableConvertor.
+func defaultTable(obj runtime.Object) (*metav1.Table, error) {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return nil, err
+	}
+	docs := metav1.ObjectMeta{}.SwaggerDoc()
+	return &metav1.Table{
+		ColumnDefinitions: []metav1.TableColumnDefinition{
+			{Name: "Name", Type: "string", Format: "name", Description: docs["name"]},
+			{Name: "Created At", Type: "date", Description: docs["creationTimestamp"]},
+		},
+		Rows: []metav1.TableRow{{
+			Cells: []any{m.GetName(), m.GetCreationTimestamp().Time.UTC().Format(time.RFC3339)},
+		}},
+	}, nil
+}
+
+// columns are those of the kind of obj, an empty object.
+func (p *printer) columns(obj runtime.Object) ([]metav1.TableColumnDefinition, error) {
+	t, err := p.rows(obj)
+	if err != nil {
+		return nil, err
+	}
+	return t.ColumnDefinitions, nil
+}
+
+// row prints obj with what includeObject asks for beside the cells.
+func (p *printer) row(out output, obj runtime.Object) (*metav1.Table, error) {
+	t, err := p.rows(obj)
+	if err != nil {
+		return nil, err
+	}
+	for i := range t.Rows {
+		if err := attach(out, &t.Rows[i], obj); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+func attach(out output, row *metav1.TableRow, obj runtime.Object) error {
+	row.Object = runtime.RawExtension{}
+	switch out.include {
+	case metav1.IncludeObject:
+		raw, err := json.Marshal(obj)
+		row.Object.Raw = raw
+		return err
+	case metav1.IncludeNone:
+		return nil
+	}
+	partial, err := partialMetadata(obj, out.convert.GroupVersion().String())
+	if err != nil {
+		return err
+	}
+	row.Object.Raw, err = json.Marshal(partial)
+	return err
+}
+
+// partialMetadata is the metadata of obj as an object of its own.
+func partialMetadata(obj runtime.Object, apiVersion string) (*metav1.PartialObjectMetadata, error) {
+	m, ok := obj.(metav1.ObjectMetaAccessor)
+	if !ok {
+		return nil, fmt.Errorf("%T has no metadata", obj)
+	}
+	om, ok := m.GetObjectMeta().(*metav1.ObjectMeta)
+	if !ok {
+		return nil, fmt.Errorf("%T has no metadata", obj)
+	}
+	return &metav1.PartialObjectMetadata{
+		TypeMeta:   metav1.TypeMeta{Kind: "PartialObjectMetadata", APIVersion: apiVersion},
+		ObjectMeta: *om,
+	}, nil
+}
+
+// table is a Table of one object.
+func (p *printer) table(out output, obj runtime.Object) (*metav1.Table, error) {
+	t, err := p.row(out, obj)
+	if err != nil {
+		return nil, err
+	}
+	t.TypeMeta = metav1.TypeMeta{Kind: "Table", APIVersion: out.convert.GroupVersion().String()}
+	if m, err := meta.Accessor(obj); err == nil {
+		t.ResourceVersion = m.GetResourceVersion()
+	}
+	return t, nil
+}
+
+// includeObject reads the only option that tables have.
+func includeObject(req *http.Request) (metav1.IncludeObjectPolicy, error) {
+	switch v := metav1.IncludeObjectPolicy(req.URL.Query().Get("includeObject")); v {
+	case "":
+		return metav1.IncludeMetadata, nil
+	case metav1.IncludeNone, metav1.IncludeMetadata, metav1.IncludeObject:
+		return v, nil
+	default:
+		return "", apierrors.NewBadRequest(fmt.Sprintf(
+			"Unable to convert to Table as requested: includeObject: Invalid value: %q: must be 'Metadata', 'Object', 'None', or empty", v))
+	}
+}
