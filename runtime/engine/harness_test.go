@@ -77,13 +77,13 @@ var boxArchive = sync.OnceValues(func() ([]byte, error) {
 
 // device is an engine's configuration in folders and control groups of its own.
 type device struct {
-	t   *testing.T
+	t   testing.TB
 	cfg engine.Config
 }
 
 var devices atomic.Int64
 
-func newDevice(t *testing.T) *device {
+func newDevice(t testing.TB) *device {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("containers need root")
@@ -116,7 +116,7 @@ func newDevice(t *testing.T) *device {
 // binDir is where the carried programs lie for all tests of a run.
 var sharedBin = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "engbin") })
 
-func binDir(t *testing.T) string {
+func binDir(t testing.TB) string {
 	t.Helper()
 	dir, err := sharedBin()
 	if err != nil {
@@ -129,11 +129,11 @@ func binDir(t *testing.T) string {
 // for longer.
 type testWriter struct {
 	mu   sync.Mutex
-	t    *testing.T
+	t    testing.TB
 	over bool
 }
 
-func newTestWriter(t *testing.T) *testWriter {
+func newTestWriter(t testing.TB) *testWriter {
 	w := &testWriter{t: t}
 	t.Cleanup(func() {
 		w.mu.Lock()

@@ -57,7 +57,8 @@ func (e *Engine) reconcile(ctx context.Context) error {
 
 // settle decides what has become of one container since its record was written.
 func (e *Engine) settle(ctx context.Context, s *shim, c *container) error {
-	switch c.rec.Phase {
+	was := c.phase()
+	switch was {
 	case phaseMaking, phaseDeleting:
 		c.op.Lock()
 		defer c.op.Unlock()
@@ -75,7 +76,7 @@ func (e *Engine) settle(ctx context.Context, s *shim, c *container) error {
 		return nil
 	}
 	e.endExecs(ctx, s, c)
-	if c.rec.Phase == phaseStarting {
+	if was == phaseStarting {
 		c.op.Lock() // until it is known what became of the start
 		e.wg.Go(func() {
 			defer c.op.Unlock()
@@ -88,7 +89,10 @@ func (e *Engine) settle(ctx context.Context, s *shim, c *container) error {
 
 // adopt takes over a container that was running.
 func (e *Engine) adopt(ctx context.Context, s *shim, c *container) error {
-	if err := c.openPidfd(c.rec.PID); err != nil {
+	c.mu.Lock()
+	pid := c.rec.PID
+	c.mu.Unlock()
+	if err := c.openPidfd(pid); err != nil {
 		return err
 	}
 	st, err := s.tasks.State(ctx, &taskapi.StateRequest{ID: c.id()})
@@ -98,7 +102,7 @@ func (e *Engine) adopt(ctx context.Context, s *shim, c *container) error {
 		return nil
 	case err != nil:
 		return fromShim(err)
-	case st.Status == task.Status_STOPPED || int(st.Pid) != c.rec.PID:
+	case st.Status == task.Status_STOPPED || int(st.Pid) != pid:
 		// The descriptor may be of another process with the same number.
 		e.closePidfd(c)
 	}

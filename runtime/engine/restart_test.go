@@ -65,7 +65,7 @@ func daemonMain() {
 
 // daemon runs a daemon until kill.
 type daemon struct {
-	t   *testing.T
+	t   testing.TB
 	cmd *exec.Cmd
 	out *bufio.Reader
 }

@@ -26,13 +26,14 @@ command -v "$cc" >/dev/null || { echo "build.sh: $cc is missing: install the C c
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 target="GOOS=linux GOARCH=$goarch GOARM=$goarm"
-flags="-trimpath -buildvcs=false"
+# grpcnotrace: golang.org/x/net/trace would keep the linker from dropping dead code
+flags="-trimpath -buildvcs=false -tags=grpcnotrace"
 
 env $target CGO_ENABLED=0 go build $flags -ldflags "-s -w -buildid=" -o "$out/shim" ../shim
 (
 	cd ../runc
 	env $target CGO_ENABLED=1 CC="$cc" PKG_CONFIG_LIBDIR="/usr/lib/$triple/pkgconfig:/usr/share/pkgconfig" \
-		go build $flags -tags "seccomp netgo osusergo" \
+		go build -trimpath -buildvcs=false -tags "seccomp netgo osusergo" \
 		-ldflags "-s -w -buildid= -extldflags '-static -Wl,--build-id=none'" \
 		-o "$out/runc" github.com/opencontainers/runc
 )
