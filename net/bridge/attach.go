@@ -212,12 +212,45 @@ func (b *Bridge) connectPort(r *record, host netlink.Link) error {
 			return fmt.Errorf("adding link %s to the bridge: %w", name, err)
 		}
 	}
-	if err := b.nl.LinkSetIsolated(host, true); err != nil {
-		return fmt.Errorf("isolating link %s: %w", name, err)
+	if err := b.setPortMode(host, bridgedNAT()); err != nil {
+		return err
 	}
 	if err := b.nl.LinkSetUp(host); err != nil {
 		return fmt.Errorf("setting link %s up: %w", name, err)
 	}
+	return nil
+}
+
+// setPortMode is explained in the package comment, "Shape".
+func (b *Bridge) setPortMode(host netlink.Link, bridged bool) error {
+	if err := b.nl.LinkSetIsolated(host, !bridged); err != nil {
+		return fmt.Errorf("isolating link %s: %w", host.Attrs().Name, err)
+	}
+	if err := b.nl.LinkSetHairpin(host, bridged); err != nil {
+		return fmt.Errorf("setting hairpin mode of link %s: %w", host.Attrs().Name, err)
+	}
+	return nil
+}
+
+// Refresh follows a change of the bridge-nf sysctls, which other software makes
+// (docker, on its start). It is cheap if there was none.
+func (b *Bridge) Refresh(ctx context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	bridged := bridgedNAT()
+	if bridged == b.bridged {
+		return nil
+	}
+	links, err := b.links()
+	errs := []error{err}
+	for _, l := range links {
+		errs = append(errs, b.setPortMode(l, bridged))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("bridge %s: %w", b.cfg.Name, err)
+	}
+	b.bridged = bridged
+	b.log.Info("bridge-nf sysctls changed", "link", b.cfg.Name, "bridge-nf-call", bridged)
 	return nil
 }
 

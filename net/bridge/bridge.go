@@ -73,10 +73,11 @@ type Bridge struct {
 	index    int // of the bridge link
 	gateways []netip.Addr
 
-	mu    sync.Mutex // guards the following, and serializes changes to links
-	mtu   int
-	pools []*pool            // one per Pod CIDR
-	pods  map[string]*record // by Pod UID
+	mu      sync.Mutex // guards the following, and serializes changes to links
+	mtu     int
+	bridged bool               // bridge-nf was on when ports were set last
+	pools   []*pool            // one per Pod CIDR
+	pods    map[string]*record // by Pod UID
 }
 
 // New makes the bridge, or takes over the one that an earlier daemon left, with
@@ -93,6 +94,11 @@ func New(cfg Config) (*Bridge, error) {
 	if err := b.open(); err != nil {
 		nl.Close()
 		return nil, fmt.Errorf("bridge %s: %w", cfg.Name, err)
+	}
+	b.bridged = !bridgedNAT() // unknown: an earlier daemon's ports are set once
+	if err := b.Refresh(context.Background()); err != nil {
+		nl.Close()
+		return nil, err
 	}
 	b.publishLocked()
 	return b, nil

@@ -111,6 +111,7 @@ func TestPodsReachEachOther(t *testing.T) {
 // TestPodsCannotPassTheHost: an isolated port keeps a Pod that adds its own
 // route from reaching its neighbor below IP, where policy does not look.
 func TestPodsCannotPassTheHost(t *testing.T) {
+	bridgeNF(t, "0")
 	b := open(t, config(t, v4))
 	one, two := netnstest.New(t), netnstest.New(t)
 	a1, a2 := attach(t, b, "pod-1", one), attach(t, b, "pod-2", two)
@@ -118,6 +119,43 @@ func TestPodsCannotPassTheHost(t *testing.T) {
 	two.Run(t, "ip", "route", "add", a1.IPs[0].String(), "dev", "eth0", "scope", "link")
 	if _, err := one.Dial("tcp", a2.IPs[0].String()+":9"); !errors.Is(err, syscall.EHOSTUNREACH) {
 		t.Errorf("dialing the neighbor on the link: %v, want %v", err, syscall.EHOSTUNREACH)
+	}
+}
+
+// bridgeNF sets what docker sets, where the kernel has it.
+func bridgeNF(t *testing.T, value string) {
+	for _, name := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
+		file := "/proc/sys/net/bridge/" + name
+		old, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		if err := os.WriteFile(file, []byte(value), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.WriteFile(file, old, 0o644) })
+	}
+}
+
+func TestRefreshFollowsBridgeNF(t *testing.T) {
+	if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
+		t.Skip("this kernel has no br_netfilter")
+	}
+	bridgeNF(t, "0")
+	b := open(t, config(t, v4))
+	att := attach(t, b, "pod", netnstest.New(t))
+	for _, tt := range []struct{ value, isolated, hairpin string }{{"0", "1", "0"}, {"1", "0", "1"}, {"0", "1", "0"}} {
+		bridgeNF(t, tt.value)
+		if err := b.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for file, want := range map[string]string{"isolated": tt.isolated, "hairpin_mode": tt.hairpin} {
+			got := netnstest.Host().Run(t, "bridge", "-d", "-j", "link", "show", "dev", att.HostLink)
+			word := map[string]string{"isolated": "isolated", "hairpin_mode": "hairpin"}[file]
+			if !strings.Contains(got, fmt.Sprintf("%q:%v", word, want == "1")) {
+				t.Errorf("bridge-nf %s: want %s %s: %s", tt.value, word, want, got)
+			}
+		}
 	}
 }
 

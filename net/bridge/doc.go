@@ -9,13 +9,20 @@
 // # Shape
 //
 // A Pod's interface has a host address (/32, /128) and one route, to the
-// gateway on the bridge; the bridge's ports are isolated from each other. Every
-// packet of a Pod therefore passes the host's IP layer, also to its neighbor on
-// the same bridge. That costs a routing decision per (up to 64 KB) segment and
-// buys three things on every kernel, br_netfilter or not: a Service address
-// answered by a Pod of the same bridge is translated back on the way home,
-// NetworkPolicy sees all traffic, and no Pod can speak to another below IP.
-// A Pod that reaches itself through a Service needs no hairpin mode on its port.
+// gateway on the bridge. Every packet of a Pod therefore passes the host's IP
+// layer, also to its neighbor on the same bridge. That costs a routing decision
+// per (up to 64 KB) segment and buys two things on every kernel: a Service
+// address answered by a Pod of the same bridge is translated back on the way
+// home, and NetworkPolicy sees all traffic.
+//
+// What a port may do below IP depends on whether the kernel shows bridged frames
+// to the packet filter (br_netfilter with bridge-nf-call-iptables, which docker
+// turns on). If not, ports are isolated from each other, so that no Pod passes
+// by the packet filter. If so, the kernel itself takes a short cut: a frame to
+// a Service address that is translated to a Pod of the same bridge is forwarded
+// there without being routed, so that ports must not be isolated, and a Pod that
+// reaches itself needs hairpin mode on its port; the packet filter then sees
+// bridged frames too. [Bridge.Refresh] follows the setting.
 //
 // # Types
 //

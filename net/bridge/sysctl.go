@@ -36,6 +36,17 @@ func setSysctlIfPresent(path, value string) error {
 	return err
 }
 
+// bridgedNAT says whether the kernel runs the packet filter on frames that a
+// bridge forwards (br_netfilter is there and on, as docker leaves it).
+func bridgedNAT() bool {
+	for _, name := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
+		if v, err := os.ReadFile(filepath.Join(sysctlRoot, "bridge", name)); err == nil && strings.TrimSpace(string(v)) == "1" {
+			return true
+		}
+	}
+	return false
+}
+
 // hostSysctls turns the device into a router for its Pods.
 func hostSysctls(link string, has6 bool) error {
 	v4 := "ipv4/conf/" + link + "/"

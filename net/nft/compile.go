@@ -11,23 +11,17 @@ import (
 // registers is how many 32-bit registers the kernel's machine has.
 const registers = 16
 
-// compiler turns one rule into the kernel's expressions. Variables take
-// registers from the lowest up, in the order of their definition; everything
-// above is scratch. A concatenation of variables is therefore free of copies if
-// it names them in that order, and refused otherwise.
+// compiler turns one rule into the kernel's expressions. Every statement loads
+// what it needs from register 0 up, and nothing stays in a register from one
+// statement to the next: nft(8) cannot list rules in which it does.
 type compiler struct {
-	out  []expr.Any
-	free int // first register that no variable has
-	vars map[string]variableAt
-
+	out    []expr.Any
 	family byte // that the rule already requires
 	err    error
 }
 
-type variableAt struct{ reg, words int }
-
 func compileRule(r Rule) ([]expr.Any, error) {
-	c := &compiler{vars: map[string]variableAt{}}
+	c := &compiler{}
 	for _, s := range r {
 		s.compile(c)
 	}
@@ -49,7 +43,7 @@ func (c *compiler) fail(format string, args ...any) {
 func (c *compiler) register(reg int) uint32 {
 	if reg >= registers {
 		c.fail("more than %d registers needed", registers)
-		return unix.NFT_REG32_15
+		reg = 0
 	}
 	return unix.NFT_REG32_00 + uint32(reg)
 }
@@ -64,49 +58,31 @@ func (c *compiler) require(family byte) {
 		return
 	}
 	c.family = family
-	reg := c.register(registers - 1)
+	reg := c.register(registers - 1) // below may be half of a key
 	c.add(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{family}})
 }
 
-// define evaluates a value into the next free registers.
-func (c *compiler) define(name string, v Value) {
-	words := v.size() / 4
-	v.load(c, c.free)
-	c.vars[name] = variableAt{c.free, words}
-	c.free += words
-}
-
-// loadKey makes the concatenation of values stand in consecutive registers and
-// returns the first. Leading variables must be adjacent; if other values
-// follow, the last variable must be the one defined last, so that they can be
-// loaded behind it. scratch is where loading may begin at the earliest.
-func (c *compiler) loadKey(values []Value, scratch int) int {
-	start, next := -1, scratch
-	for i, v := range values {
-		if name, ok := v.(variable); ok {
-			at, known := c.vars[string(name)]
-			switch {
-			case !known:
-				c.fail("variable %s is not defined", name)
-			case i == 0:
-				start = at.reg
-			case next != at.reg:
-				c.fail("variable %s does not follow the one before it", name)
-			}
-			next = at.reg + at.words
-			continue
-		}
-		if start < 0 {
-			start = scratch
-		}
-		if next < scratch {
-			c.fail("%s would overwrite a variable", v)
-		}
+// loadKey loads the concatenation of values and returns the register after it.
+func (c *compiler) loadKey(values []Value) int {
+	next := 0
+	for _, v := range values {
 		v.load(c, next)
 		next += v.size() / 4
 	}
-	return max(start, 0)
+	return next
+}
+
+// key loads a key and returns the kernel's number of its register.
+func (c *compiler) key(values []Value) uint32 {
+	c.loadKey(values)
+	return c.register(0)
+}
+
+// lookup loads what a map has for a key; the rule ends where it has nothing.
+func (c *compiler) lookup(m *Set, key []Value) {
+	reg := c.key(key)
+	c.add(&expr.Lookup{SourceRegister: reg, DestRegister: reg, IsDestRegSet: true, SetName: m.Name})
 }
 
 func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }

@@ -10,10 +10,9 @@
 // # Types
 //
 // A [Ruleset] holds [Chain] and [Set] values. A chain's rules are lists of
-// statements ([Stmt]) made by functions of this package; each prints as in
-// nft's language where that has a word for it, so that golden files can be
-// read. Beyond nft's language a rule may name what it looked up ([Let]) and go on
-// with it, which is how one rule balances over the endpoints of all Services. A
+// statements ([Stmt]) made by functions of this package; each prints in nft's
+// language, so that golden files can be read, and `nft list table inet edged`
+// shows the same. A
 // set's elements come in parts ([Part]); a part is immutable, and the same
 // pointer means that nothing changed, so that one Service's change costs one
 // Service's work.

@@ -54,7 +54,7 @@ func Features() []Feature {
 		}},
 		{Name: FeatureNAT, Purpose: "Services and host ports (CONFIG_NFT_NAT)", Required: true, rules: func() ([]Rule, []*Set, Base) {
 			m := endpointsMap()
-			return []Rule{{Let("to", Lookup(m, DstAddr(false), DstPort())), DNAT(false, Var("to"))}}, []*Set{m}, natHook
+			return []Rule{{DNAT(false, m, DstAddr(false), DstPort())}}, []*Set{m}, natHook
 		}},
 		{Name: FeatureMasquerade, Purpose: "Pods reaching the outside (CONFIG_NFT_MASQ)", Required: true, rules: func() ([]Rule, []*Set, Base) {
 			return []Rule{{InPrefix(SrcAddr(false), netip.MustParsePrefix("192.0.2.0/24")), Masquerade()}}, nil, Base{"nat", "postrouting", PrioritySrcNAT}
@@ -73,18 +73,20 @@ func Features() []Feature {
 			rules: func() ([]Rule, []*Set, Base) {
 				m := endpointsMap()
 				m.Key = []Type{Mark()}
-				return []Rule{{Let("to", Lookup(m, Random(2))), DNAT(false, Var("to"))}}, []*Set{m}, natHook
+				return []Rule{{DNAT(false, m, Random(2))}}, []*Set{m}, natHook
 			}},
 		{Name: FeatureHash, Purpose: "balancing where numgen is missing (CONFIG_NFT_HASH)", Instead: "numgen",
 			rules: func() ([]Rule, []*Set, Base) {
 				m := endpointsMap()
 				m.Key = []Type{Mark()}
-				return []Rule{{Let("to", Lookup(m, FlowHash(false, 2))), DNAT(false, Var("to"))}}, []*Set{m}, natHook
+				return []Rule{{DNAT(false, m, FlowHash(false, 2))}}, []*Set{m}, natHook
 			}},
-		{Name: FeatureDynamic, Purpose: "session affinity", Instead: "no session affinity", rules: func() ([]Rule, []*Set, Base) {
-			m := &Set{Name: "seen", Key: []Type{IPv4()}, Value: []Type{Mark()}, Dynamic: true}
-			return []Rule{{Update(m, time.Minute, []Value{SrcAddr(false)}, []Value{PacketMark()})}}, []*Set{m}, filterHook
-		}},
+		{Name: FeatureDynamic, Purpose: "session affinity (CONFIG_NF_CONNTRACK_MARK)", Instead: "Services with session affinity are not served",
+			rules: func() ([]Rule, []*Set, Base) {
+				m := &Set{Name: "seen", Key: []Type{IPv4()}, Value: []Type{Mark()}, Dynamic: true}
+				return []Rule{{SetConnMark(m, SrcAddr(false)), Update(m, time.Minute, []Value{SrcAddr(false)}, ConnMark()),
+					Delete(m, []Value{SrcAddr(false)}, ConnMark())}}, []*Set{m}, natHook
+			}},
 	}
 }
 
@@ -97,7 +99,8 @@ func probeMaps() ([]Rule, []*Set, Base) {
 	a := netip.MustParseAddr("192.0.2.1")
 	pair := string(AppendPort(AppendAddr(nil, a), 9))
 	m.Parts = []Part{{Elements: NewElements([]Element{{Key: pair, Value: pair}})}}
-	return []Rule{{In(m, DstAddr(false), DstPort()), Drop()}}, []*Set{m}, filterHook
+	marks := &Set{Name: "marks", Key: []Type{IPv4(), Port()}, Parts: []Part{{Elements: NewElements([]Element{{Key: pair}})}}}
+	return []Rule{{In(marks, DstAddr(false), DstPort()), Drop()}}, []*Set{m, marks}, filterHook
 }
 
 // Probe says whether the kernel has a feature: nil if it took a rule with it
@@ -119,10 +122,12 @@ func (f Feature) Probe() (err error) {
 	defer func() {
 		err = errors.Join(err, remove(table))
 	}()
-	x, err := begin(table)
+	conn, err := dial()
 	if err != nil {
 		return fmt.Errorf("nftables %s: %w", f.Name, err)
 	}
+	defer conn.CloseLasting()
+	x := begin(conn, table)
 	chain := Chain{Name: "probe", Base: &base, Rules: rules}
 	if err := x.diff(&Ruleset{}, &Ruleset{Chains: []Chain{chain}, Sets: sets}); err != nil {
 		return fmt.Errorf("nftables %s: %w", f.Name, err)

@@ -53,7 +53,7 @@ type Stmt interface {
 	compile(*compiler)
 }
 
-// Value is what a statement loads: a packet's field, a variable, a lookup.
+// Value is what a statement loads: a packet's field or a number.
 type Value interface {
 	String() string
 	size() int // in bytes, padded
@@ -125,9 +125,10 @@ func OutLink() Field { return meta("oifname", expr.MetaKeyOIFNAME, unix.IFNAMSIZ
 // PacketMark is the packet's mark.
 func PacketMark() Field { return meta("meta mark", expr.MetaKeyMARK, 4) }
 
-// ConnState and ConnStatus are the connection track's.
+// ConnState, ConnStatus and ConnMark are the connection track's.
 func ConnState() Field  { return conntrack("ct state", expr.CtKeySTATE) }
 func ConnStatus() Field { return conntrack("ct status", expr.CtKeySTATUS) }
+func ConnMark() Field   { return conntrack("ct mark", expr.CtKeyMARK) }
 
 func conntrack(text string, key expr.CtKey) Field {
 	return Field{text, 4, 0, func(reg uint32) []expr.Any {
@@ -176,34 +177,11 @@ func (h flowHash) load(c *compiler, reg int) {
 	})
 }
 
-// Lookup is the value that a map has for a key; a rule ends where it has none.
-func Lookup(m *Set, key ...Value) Value { return lookup{m.Name, width(m.Value), key} }
-
-type lookup struct {
-	set   string
-	bytes int
-	key   []Value
-}
-
-func (l lookup) String() string { return join(l.key) + " map @" + l.set }
-func (l lookup) size() int      { return l.bytes }
-func (l lookup) load(c *compiler, reg int) {
-	src := c.loadKey(l.key, reg)
-	c.add(&expr.Lookup{SourceRegister: c.register(src), DestRegister: c.register(reg), IsDestRegSet: true, SetName: l.set})
-}
-
-// Var is a value that Let has named.
-func Var(name string) Value { return variable(name) }
-
-type variable string
-
-func (v variable) String() string            { return "$" + string(v) }
-func (v variable) size() int                 { return 0 } // known to the compiler
-func (v variable) load(c *compiler, reg int) { c.fail("variable %s is not where it is needed", v) }
-
-// Let names a value for the rest of the rule.
-func Let(name string, v Value) Stmt {
-	return stmt{"let " + name + " = " + v.String() + ";", func(c *compiler) { c.define(name, v) }}
+// Number is a constant of 32 bits.
+func Number(v uint32) Field {
+	return Field{fmt.Sprint(v), 4, 0, func(reg uint32) []expr.Any {
+		return []expr.Any{&expr.Immediate{Register: reg, Data: native(v)}}
+	}}
 }
 
 // Const is what a field is compared with.
@@ -231,8 +209,8 @@ func NotEqual(f Field, k Const) Stmt { return compare(f, expr.CmpOpNeq, "!= ", k
 
 func compare(f Field, op expr.CmpOp, opText string, k Const) Stmt {
 	return stmt{f.text + " " + opText + k.text, func(c *compiler) {
-		f.load(c, c.free)
-		c.add(&expr.Cmp{Op: op, Register: c.register(c.free), Data: k.data})
+		f.load(c, 0)
+		c.add(&expr.Cmp{Op: op, Register: c.register(0), Data: k.data})
 	}}
 }
 
@@ -243,8 +221,8 @@ func NotInPrefix(f Field, p netip.Prefix) Stmt { return inPrefix(f, expr.CmpOpNe
 func inPrefix(f Field, op expr.CmpOp, opText string, p netip.Prefix) Stmt {
 	p = p.Masked()
 	return stmt{f.text + " " + opText + p.String(), func(c *compiler) {
-		f.load(c, c.free)
-		reg := c.register(c.free)
+		f.load(c, 0)
+		reg := c.register(0)
 		c.add(&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: uint32(f.bytes),
 			Mask: net.CIDRMask(p.Bits(), f.bytes*8), Xor: make([]byte, f.bytes)},
 			&expr.Cmp{Op: op, Register: reg, Data: p.Addr().AsSlice()})
@@ -254,8 +232,8 @@ func inPrefix(f Field, op expr.CmpOp, opText string, p netip.Prefix) Stmt {
 // PortRange matches lo to hi, both included.
 func PortRange(f Field, lo, hi uint16) Stmt {
 	return stmt{fmt.Sprintf("%s %d-%d", f.text, lo, hi), func(c *compiler) {
-		f.load(c, c.free)
-		c.add(&expr.Range{Op: expr.CmpOpEq, Register: c.register(c.free),
+		f.load(c, 0)
+		c.add(&expr.Range{Op: expr.CmpOpEq, Register: c.register(0),
 			FromData: PortConst(lo).data, ToData: PortConst(hi).data})
 	}}
 }
@@ -280,8 +258,8 @@ const statusDstNAT = 1 << 5
 // Has matches if any of the bits is set.
 func Has(f Field, b Bits) Stmt {
 	return stmt{f.text + " " + b.text, func(c *compiler) {
-		f.load(c, c.free)
-		reg := c.register(c.free)
+		f.load(c, 0)
+		reg := c.register(0)
 		c.add(&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: native(b.mask), Xor: native(0)},
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: native(0)})
 	}}
@@ -290,49 +268,67 @@ func Has(f Field, b Bits) Stmt {
 // In and NotIn look a key up in a set.
 func In(s *Set, key ...Value) Stmt {
 	return stmt{join(key) + " @" + s.Name, func(c *compiler) {
-		c.add(&expr.Lookup{SourceRegister: c.register(c.loadKey(key, c.free)), SetName: s.Name})
+		c.add(&expr.Lookup{SourceRegister: c.key(key), SetName: s.Name})
 	}}
 }
 func NotIn(s *Set, key ...Value) Stmt {
 	return stmt{join(key) + " != @" + s.Name, func(c *compiler) {
-		c.add(&expr.Lookup{SourceRegister: c.register(c.loadKey(key, c.free)), SetName: s.Name, Invert: true})
+		c.add(&expr.Lookup{SourceRegister: c.key(key), SetName: s.Name, Invert: true})
 	}}
 }
 
 // VerdictMap does what the map says for the key, if it says anything.
 func VerdictMap(s *Set, key ...Value) Stmt {
 	return stmt{join(key) + " vmap @" + s.Name, func(c *compiler) {
-		c.add(&expr.Lookup{SourceRegister: c.register(c.loadKey(key, c.free)), SetName: s.Name,
+		c.add(&expr.Lookup{SourceRegister: c.key(key), SetName: s.Name,
 			IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT})
 	}}
 }
 
-// Update writes key and value to a dynamic map, or renews them.
-func Update(s *Set, timeout time.Duration, key, value []Value) Stmt {
-	text := fmt.Sprintf("update @%s { %s timeout %s", s.Name, join(key), timeout)
-	if len(value) > 0 {
-		text += " : " + join(value)
-	}
-	return stmt{text + " }", func(c *compiler) {
-		d := &expr.Dynset{SetName: s.Name, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: timeout}
-		d.SrcRegKey = c.register(c.loadKey(key, c.free))
-		if len(value) > 0 {
-			d.SrcRegData = c.register(c.loadKey(value, c.free))
-		}
-		c.add(d)
+// Update adds a key with a value to a dynamic map, or renews the timeout of the
+// key if the map has it, in which case the value stays.
+func Update(s *Set, timeout time.Duration, key []Value, value Field) Stmt {
+	return dynamic(fmt.Sprintf("update @%s { %s timeout %s : %s }", s.Name, join(key), timeout, value),
+		unix.NFT_DYNSET_OP_UPDATE, s, timeout, key, value)
+}
+
+// Delete removes a key from a dynamic map; the rule ends where it has none. The
+// kernel wants a value and ignores it.
+func Delete(s *Set, key []Value, value Field) Stmt {
+	return dynamic(fmt.Sprintf("delete @%s { %s : %s }", s.Name, join(key), value), opDelete, s, 0, key, value)
+}
+
+// opDelete is NFT_DYNSET_OP_DELETE of linux/netfilter/nf_tables.h (Linux 5.4).
+const opDelete = 2
+
+func dynamic(text string, op uint32, s *Set, timeout time.Duration, key []Value, value Field) Stmt {
+	return stmt{text, func(c *compiler) {
+		next := c.loadKey(key)
+		value.load(c, next)
+		c.add(&expr.Dynset{SetName: s.Name, Operation: op, Timeout: timeout, SrcRegKey: c.register(0), SrcRegData: c.register(next)})
 	}}
 }
 
-// DNAT sends the connection to the address and port in a variable.
-func DNAT(is6 bool, to Value) Stmt {
+// SetConnMark sets the connection's mark to what a map has for the key; the rule
+// ends where it has nothing.
+func SetConnMark(m *Set, key ...Value) Stmt {
+	return stmt{"ct mark set " + join(key) + " map @" + m.Name, func(c *compiler) {
+		c.lookup(m, key)
+		c.add(&expr.Ct{Key: expr.CtKeyMARK, Register: c.register(0), SourceRegister: true})
+	}}
+}
+
+// DNAT sends the connection to the address and port that a map has for the key;
+// the rule ends where it has nothing.
+func DNAT(is6 bool, m *Set, key ...Value) Stmt {
 	family, text, words := uint32(unix.NFPROTO_IPV4), "dnat ip to ", 1
 	if is6 {
 		family, text, words = unix.NFPROTO_IPV6, "dnat ip6 to ", 4
 	}
-	return stmt{text + to.String(), func(c *compiler) {
-		reg := c.loadKey([]Value{to}, c.free)
+	return stmt{text + join(key) + " map @" + m.Name, func(c *compiler) {
+		c.lookup(m, key)
 		c.add(&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, Specified: true,
-			RegAddrMin: c.register(reg), RegProtoMin: c.register(reg + words)})
+			RegAddrMin: c.register(0), RegProtoMin: c.register(words)})
 	}}
 }
 
@@ -341,12 +337,19 @@ func Masquerade() Stmt {
 	return stmt{"masquerade fully-random", func(c *compiler) { c.add(&expr.Masq{FullyRandom: true}) }}
 }
 
-// SetMark sets bits of the packet's mark.
+// SetMark sets bits of the packet's mark, ClearMark clears them.
 func SetMark(bits uint32) Stmt {
-	return stmt{fmt.Sprintf("meta mark set meta mark or %#x", bits), func(c *compiler) {
-		reg := c.register(c.free)
+	return changeMark(fmt.Sprintf("or %#x", bits), native(^bits), native(bits))
+}
+func ClearMark(bits uint32) Stmt {
+	return changeMark(fmt.Sprintf("and not %#x", bits), native(^bits), native(0))
+}
+
+func changeMark(text string, mask, xor []byte) Stmt {
+	return stmt{"meta mark set meta mark " + text, func(c *compiler) {
+		reg := c.register(0)
 		c.add(&expr.Meta{Key: expr.MetaKeyMARK, Register: reg},
-			&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: native(^bits), Xor: native(bits)},
+			&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: mask, Xor: xor},
 			&expr.Meta{Key: expr.MetaKeyMARK, Register: reg, SourceRegister: true})
 	}}
 }
@@ -356,6 +359,14 @@ func SetMark(bits uint32) Stmt {
 func Reject() Stmt {
 	return stmt{"reject", func(c *compiler) {
 		c.add(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})
+	}}
+}
+
+// RejectTCP refuses a TCP connection with a reset, which, unlike ICMP, has no
+// limit of one per client and second.
+func RejectTCP() Stmt {
+	return stmt{"reject with tcp reset", func(c *compiler) {
+		c.add(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 	}}
 }
 

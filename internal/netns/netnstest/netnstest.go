@@ -287,3 +287,6 @@ func (n NS) Ping(to string) error {
 		}
 	})
 }
+
+// Host is the namespace of the test binary itself: the device.
+func Host() NS { return NS{"/proc/self/ns/net"} }
