@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	api "k8s.io/kubernetes/pkg/apis/core"
 	"k8s.io/kubernetes/pkg/apis/core/validation"
@@ -66,12 +67,29 @@ func (c *call) createToken() error {
 	if err != nil {
 		return err
 	}
+	if err := c.admitToken(obj, &opts); err != nil {
+		return err
+	}
 	answer, err := c.Server.tokens.TokenRequest(c.req.Context(), c.info.Namespace, c.info.Name, obj.(*authenticationv1.TokenRequest))
 	if err != nil {
 		return err
 	}
 	answer.SetGroupVersionKind(tokenRequest)
 	return c.respondPlain(out, http.StatusCreated, answer)
+}
+
+// admitToken asks the admission chain, above all whether a device may have a
+// token for this Pod.
+func (c *call) admitToken(obj runtime.Object, opts *metav1.CreateOptions) error {
+	if c.cfg.Admission == nil {
+		return nil
+	}
+	u, _ := registry.UserFrom(c.req.Context())
+	return c.cfg.Admission.Validate(c.req.Context(), &registry.Attributes{
+		Operation: admission.Create, Kind: c.res.kind, Resource: c.res.gvr, Subresource: c.info.Subresource,
+		Namespace: c.info.Namespace, Name: c.info.Name, Object: obj, Options: opts,
+		DryRun: len(opts.DryRun) > 0, User: u,
+	})
 }
 
 func (c *call) pod() (*corev1.Pod, error) {

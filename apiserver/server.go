@@ -57,6 +57,9 @@ type Config struct {
 	// Tokens answers serviceaccounts/token and the OpenID documents; nil
 	// leaves both out.
 	Tokens TokenIssuer
+	// Admission is asked about token requests, which the registry does not see;
+	// it is the registry's own chain. nil admits all.
+	Admission registry.Admission
 	// Nodes reaches devices for logs, exec and the like; nil answers them with
 	// 503.
 	Nodes NodeConnector

@@ -12,16 +12,19 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"edged/apiserver"
+	"edged/apiserver/admission"
 	"edged/apiserver/authn"
 	"edged/apiserver/authz"
 	"edged/apiserver/registry"
@@ -56,7 +59,11 @@ func newEnv(t testing.TB, change func(*apiserver.Config)) *env {
 	must(t, err)
 	decide, err := authz.New(authz.FromRegistry(e.reg))
 	must(t, err)
+	chain, err := admission.New(admission.Config{Registry: e.reg, Escalation: decide})
+	must(t, err)
+	e.reg.SetAdmission(chain)
 	cfg := apiserver.Config{
+		Admission:     chain,
 		Registry:      e.reg,
 		Authenticator: authn.New(authn.Config{ClientCAs: pool, Issuer: tokens, Anonymous: true}),
 		Authorizer:    decide,
@@ -91,7 +98,9 @@ func (e *env) bootstrap() {
 		objs = append(objs, &corev1.Namespace{
 			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: name}})
 	}
-	for _, o := range objs {
+	objs = append(objs, &corev1.ServiceAccount{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"}, ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "default"}})
+	for _, o := range namespacesFirst(objs) {
 		gvk := o.GetObjectKind().GroupVersionKind()
 		for _, k := range e.reg.Kinds() {
 			if k.GVK != gvk {
@@ -102,6 +111,21 @@ func (e *env) bootstrap() {
 			}
 		}
 	}
+}
+
+func namespacesFirst(objs []runtime.Object) []runtime.Object {
+	slices.SortStableFunc(objs, func(a, b runtime.Object) int {
+		_, first := a.(*corev1.Namespace)
+		_, second := b.(*corev1.Namespace)
+		switch {
+		case first && !second:
+			return -1
+		case second && !first:
+			return 1
+		}
+		return 0
+	})
+	return objs
 }
 
 // config is a client configuration for a user with a certificate.

@@ -1,0 +1,117 @@
+package admission
+
+import (
+	"context"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authentication/user"
+
+	"edged/apiserver/registry"
+)
+
+// Escalation refuses writes of roles and bindings by which a user would gain
+// rights; *authz.Authorizer has it.
+type Escalation interface {
+	ConfirmNoEscalation(ctx context.Context, u user.Info, obj, old runtime.Object) error
+}
+
+// Config is what New needs.
+type Config struct {
+	Registry   *registry.Registry
+	Escalation Escalation // nil leaves that guard out
+}
+
+// Chain asks its plugins in order.
+type Chain struct {
+	plugins    []registry.Admission
+	escalation Escalation
+}
+
+var _ registry.Admission = (*Chain)(nil)
+
+// New returns the chain in upstream's order.
+func New(cfg Config) (*Chain, error) {
+	security, err := newPodSecurity(cfg.Registry)
+	if err != nil {
+		return nil, err
+	}
+	return &Chain{
+		escalation: cfg.Escalation,
+		plugins: []registry.Admission{
+			newNamespaceLifecycle(cfg.Registry),
+			newLimitRanger(cfg.Registry),
+			newServiceAccount(cfg.Registry),
+			newNodeRestriction(cfg.Registry),
+			security,
+			newPriority(cfg.Registry),
+			defaultTolerations{},
+		},
+	}, nil
+}
+
+// Admit lets every plugin change the object.
+func (c *Chain) Admit(ctx context.Context, a *registry.Attributes) error {
+	for _, p := range c.plugins {
+		if err := p.Admit(ctx, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Validate lets every plugin refuse the write.
+func (c *Chain) Validate(ctx context.Context, a *registry.Attributes) error {
+	if c.escalation != nil && a.Object != nil && a.User != nil && a.Subresource == "" {
+		if err := c.escalation.ConfirmNoEscalation(ctx, a.User, a.Object, a.OldObject); err != nil {
+			return err
+		}
+	}
+	for _, p := range c.plugins {
+		if err := p.Validate(ctx, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Operations by their short names.
+const (
+	create = admission.Create
+	update = admission.Update
+	remove = admission.Delete
+)
+
+var (
+	podResource       = schema.GroupResource{Resource: "pods"}
+	nodeResource      = schema.GroupResource{Resource: "nodes"}
+	namespaceResource = schema.GroupResource{Resource: "namespaces"}
+)
+
+// forbidden is upstream's admission.NewForbidden.
+func forbidden(a *registry.Attributes, err error) error {
+	return apierrors.NewForbidden(a.Resource.GroupResource(), nameOf(a), err)
+}
+
+func nameOf(a *registry.Attributes) string {
+	if a.Name != "" {
+		return a.Name
+	}
+	if m, err := meta.Accessor(a.Object); err == nil && m.GetGenerateName() != "" {
+		return m.GetGenerateName()
+	}
+	return "Unknown"
+}
+
+// validateOnly is embedded by plugins that change nothing.
+type validateOnly struct{}
+
+func (validateOnly) Admit(context.Context, *registry.Attributes) error { return nil }
+
+// admitOnly is embedded by plugins that refuse nothing afterwards.
+type admitOnly struct{}
+
+func (admitOnly) Validate(context.Context, *registry.Attributes) error { return nil }
