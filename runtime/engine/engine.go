@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
+
 	"edged/runtime/engine/payload"
 )
 
@@ -157,6 +159,9 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	if err := e.openState(); err != nil {
 		return nil, err
 	}
+	if err := e.openTemp(); err != nil {
+		return nil, err
+	}
 	if e.store, err = openStore(inNamespace(ctx), cfg.Root, e.log); err != nil {
 		return nil, err
 	}
@@ -205,6 +210,19 @@ func (e *Engine) openState() error {
 		return fmt.Errorf("make the run-dir: %w", err)
 	}
 	return wrap("write the boot id", os.WriteFile(path, boot, 0o600))
+}
+
+// openTemp gives containerd a place of ours for the mounts that it makes while it
+// unpacks, and takes down those of a daemon that was killed meanwhile.
+func (e *Engine) openTemp() error {
+	dir := filepath.Join(e.cfg.State, "tmp")
+	if err := unmountBelow(dir); err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
+		return fmt.Errorf("make the folder of temporary mounts: %w", err)
+	}
+	return wrap("set the folder of temporary mounts", mount.SetTempMountLocation(dir))
 }
 
 // sweep removes, behind the back of a start that must be quick, what a crash left

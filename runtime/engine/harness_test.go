@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"edged/internal/ociimage"
 	"edged/runtime/engine"
 )
@@ -32,7 +34,12 @@ func TestMain(m *testing.M) {
 		daemonMain() // see restart_test.go
 		return
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if dir, err := sharedBin(); err == nil {
+			os.RemoveAll(dir)
+		}
+		os.Exit(code)
+	}))
 }
 
 // boxArchive builds the test image once for all tests: an OCI archive with a

@@ -52,6 +52,18 @@ func (r *registry) Pull(ctx context.Context, ref string, _ engine.PullOptions) (
 	}
 }
 
+func (r *registry) counts() (pulls, ended int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pulls, r.ended
+}
+
+func (r *registry) fail(ref string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fails[ref] = err
+}
+
 type recorder struct{ events []string }
 
 func (r *recorder) event(eventType, reason, message string) {
@@ -132,15 +144,15 @@ func TestBackOff(t *testing.T) {
 		time.Sleep(19 * time.Second)
 		check(t, ensure("a"), "ImagePullBackOff", "")
 		time.Sleep(time.Second)
-		if outside.pulls != 3 {
-			t.Errorf("%d pulls", outside.pulls)
+		if pulls, _ := outside.counts(); pulls != 3 {
+			t.Errorf("%d pulls", pulls)
 		}
 		p.Forget("a")
 		check(t, ensure("a"), "ErrImagePull", "no route")
-		delete(outside.fails, "x")
+		outside.fail("x", nil)
 		time.Sleep(10 * time.Second)
 		check(t, ensure("a"), "", "")
-		outside.fails["x"] = errors.New("again")
+		outside.fail("x", errors.New("again"))
 		check(t, ensure("a"), "ErrImagePull", "again")
 	})
 }
@@ -173,8 +185,8 @@ func TestSingleFlight(t *testing.T) {
 			}
 		})
 		wg.Wait()
-		if outside.pulls != 3 {
-			t.Errorf("%d pulls, want 3", outside.pulls)
+		if pulls, _ := outside.counts(); pulls != 3 {
+			t.Errorf("%d pulls, want 3", pulls)
 		}
 	})
 }
@@ -196,13 +208,13 @@ func TestLeaving(t *testing.T) {
 		}
 		time.Sleep(90 * time.Second)
 		synctest.Wait()
-		if outside.pulls != 1 || outside.ended != 0 {
-			t.Errorf("after one has left: %d pulls, %d ended", outside.pulls, outside.ended)
+		if pulls, ended := outside.counts(); pulls != 1 || ended != 0 {
+			t.Errorf("after one has left: %d pulls, %d ended", pulls, ended)
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if outside.ended != 1 {
-			t.Errorf("after all have left: %d ended", outside.ended)
+		if _, ended := outside.counts(); ended != 1 {
+			t.Errorf("after all have left: %d ended", ended)
 		}
 	})
 }
