@@ -97,8 +97,8 @@ func (r *Registry) prepareCreate(c *call, obj runtime.Object, opts *CreateOption
 	if obj, err = c.kind.toStorage(obj); err != nil {
 		return nil, apierrors.NewBadRequest(err.Error())
 	}
-	if obj, err = r.trackCreate(c, obj, opts.FieldManager); err != nil {
-		return nil, err
+	if err := r.trackCreate(obj); err != nil {
+		return nil, apierrors.NewInternalError(err)
 	}
 	attrs := r.attributes(c, admission.Create, nil, obj, opts, opts.DryRun)
 	if err := r.admit(c.ctx, attrs); err != nil {

@@ -92,6 +92,7 @@ type Registry struct {
 	logger    *slog.Logger
 	now       func() time.Time
 	leases    leaser
+	tracker   tracker
 }
 
 // New returns a registry that serves cfg.Kinds once Run has loaded the store.

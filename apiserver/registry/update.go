@@ -188,7 +188,11 @@ func (r *Registry) prepareUpdate(c *call, strategy rest.RESTUpdateStrategy, name
 	if err != nil {
 		return nil, apierrors.NewBadRequest(err.Error())
 	}
-	if !opts.tracked {
+	if opts.tracked {
+		if err := keepTimestamps(e.Object, obj); err != nil {
+			return nil, apierrors.NewInternalError(err)
+		}
+	} else {
 		if obj, err = r.trackUpdate(c, e.Object, obj, opts.FieldManager); err != nil {
 			return nil, err
 		}
