@@ -15,9 +15,11 @@ func apps() []*registry.Kind {
 	deployments := withStatus(inAll(
 		row[appsv1.Deployment, appsv1.DeploymentList](v1, "deployments", deployment.Strategy, "deploy")),
 		deployment.StatusStrategy)
+	withScale(deployments)
 	statefulSets := withStatus(inAll(
 		row[appsv1.StatefulSet, appsv1.StatefulSetList](v1, "statefulsets", statefulset.Strategy, "sts")),
 		statefulset.StatusStrategy)
+	withScale(statefulSets)
 	return []*registry.Kind{
 		deployments,
 		replicaSets(),

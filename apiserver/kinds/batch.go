@@ -9,6 +9,7 @@ import (
 
 func batch() []*registry.Kind {
 	return []*registry.Kind{
+		jobs(),
 		withStatus(inAll(
 			row[batchv1.CronJob, batchv1.CronJobList](batchv1.SchemeGroupVersion, "cronjobs", cronjob.Strategy, "cj")),
 			cronjob.StatusStrategy),

@@ -19,11 +19,9 @@ func namespaces() *registry.Kind {
 	s := namespaceStrategy{newBase(false)}
 	k := row[corev1.Namespace, corev1.NamespaceList](corev1.SchemeGroupVersion, "namespaces", s, "ns")
 	k.Fields = func(obj runtime.Object) fields.Set {
-		ns := obj.(*corev1.Namespace)
-		// Upstream offers "name" by an old mistake that clients came to use.
-		return fields.Set{"status.phase": string(ns.Status.Phase), "name": ns.Name}
+		return fields.Set{"status.phase": string(obj.(*corev1.Namespace).Status.Phase)}
 	}
-	k.SelectableFields = []string{"status.phase", "name"}
+	k.SelectableFields = []string{"status.phase"}
 	k.Verbs = []string{"create", "delete", "get", "list", "patch", "update", "watch"}
 	k.ReturnDeleted = true
 	k.BeforeDelete = terminateNamespace

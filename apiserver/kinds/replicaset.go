@@ -3,11 +3,9 @@ package kinds
 import (
 	"context"
 	"fmt"
-	"strconv"
 
 	appsv1 "k8s.io/api/apps/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -22,10 +20,7 @@ import (
 func replicaSets() *registry.Kind {
 	s := replicaSetStrategy{newBase(true).resets("apps/v1", "status")}
 	k := inAll(row[appsv1.ReplicaSet, appsv1.ReplicaSetList](appsv1.SchemeGroupVersion, "replicasets", s, "rs"))
-	k.Fields = func(obj runtime.Object) fields.Set {
-		return fields.Set{"status.replicas": strconv.Itoa(int(obj.(*appsv1.ReplicaSet).Status.Replicas))}
-	}
-	k.SelectableFields = []string{"status.replicas"}
+	withScale(k)
 	s.base = newBase(true).resets("apps/v1", "spec")
 	return withStatus(k, replicaSetStatusStrategy{s})
 }

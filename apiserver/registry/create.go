@@ -49,17 +49,23 @@ func (r *Registry) Create(ctx context.Context, gr schema.GroupResource, ns strin
 }
 
 func (r *Registry) create(c *call, obj runtime.Object, opts CreateOptions) (runtime.Object, error) {
-	obj, err := r.prepareCreate(c, obj, &opts)
-	if err != nil {
-		return nil, err
-	}
-	m, err := meta.Accessor(obj)
-	if err != nil {
-		return nil, apierrors.NewInternalError(err)
-	}
-	key := c.kind.key(c.ns, m.GetName())
+	name := ""
 	for range maxRaces {
-		out, won, err := r.insert(c, key, obj, len(opts.DryRun) > 0)
+		attempt := obj
+		if c.kind.Transact != nil { // what it fills in must not survive a lost race
+			attempt = obj.DeepCopyObject()
+		}
+		prepared, tx, err := r.prepareCreate(c, attempt, &opts)
+		if err != nil {
+			return nil, err
+		}
+		m, err := meta.Accessor(prepared)
+		if err != nil {
+			return nil, apierrors.NewInternalError(err)
+		}
+		name = m.GetName()
+		key := c.kind.key(c.ns, name)
+		out, won, err := r.insert(c, tx, key, prepared, len(opts.DryRun) > 0)
 		if err != nil || won {
 			return out, err
 		}
@@ -67,24 +73,24 @@ func (r *Registry) create(c *call, obj runtime.Object, opts CreateOptions) (runt
 			return nil, err
 		}
 		if e, exists := c.kind.set.Get(key); exists {
-			return nil, alreadyExists(c, obj, e.Object)
+			return nil, alreadyExists(c, prepared, e.Object)
 		}
 	}
-	return nil, apierrors.NewConflict(c.gr, m.GetName(), errOptimisticLock)
+	return nil, apierrors.NewConflict(c.gr, name, errOptimisticLock)
 }
 
 // prepareCreate takes a new object through defaulting, admission, the kind's
-// preparation and validation, and returns its storage version.
-func (r *Registry) prepareCreate(c *call, obj runtime.Object, opts *CreateOptions) (runtime.Object, error) {
+// transaction, preparation and validation, and returns its storage version.
+func (r *Registry) prepareCreate(c *call, obj runtime.Object, opts *CreateOptions) (runtime.Object, *Tx, error) {
 	m, err := meta.Accessor(obj)
 	if err != nil {
-		return nil, apierrors.NewInternalError(err)
+		return nil, nil, apierrors.NewInternalError(err)
 	}
 	if err := rest.EnsureObjectNamespaceMatchesRequestNamespace(c.ns, m); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if m.GetResourceVersion() != "" {
-		return nil, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
+		return nil, nil, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
 	}
 	m.SetDeletionTimestamp(nil)
 	m.SetDeletionGracePeriodSeconds(nil)
@@ -95,43 +101,37 @@ func (r *Registry) prepareCreate(c *call, obj runtime.Object, opts *CreateOption
 	}
 	codec.Default(obj)
 	if obj, err = c.kind.toStorage(obj); err != nil {
-		return nil, apierrors.NewBadRequest(err.Error())
+		return nil, nil, apierrors.NewBadRequest(err.Error())
 	}
 	if err := r.trackCreate(obj); err != nil {
-		return nil, apierrors.NewInternalError(err)
+		return nil, nil, apierrors.NewInternalError(err)
 	}
 	attrs := r.attributes(c, admission.Create, nil, obj, opts, opts.DryRun)
 	if err := r.admit(c.ctx, attrs); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	internal, err := codec.ToInternal(attrs.Object)
 	if err != nil {
-		return nil, apierrors.NewInternalError(err)
+		return nil, nil, apierrors.NewInternalError(err)
+	}
+	tx := newTx(r)
+	if c.kind.Transact != nil {
+		if err := c.kind.Transact(tx, nil, internal); err != nil {
+			return nil, nil, err
+		}
 	}
 	if err := rest.BeforeCreate(c.kind.Strategy, c.ctx, internal); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if obj, err = c.kind.toStorage(internal); err != nil {
-		return nil, apierrors.NewInternalError(err)
+		return nil, nil, apierrors.NewInternalError(err)
 	}
 	attrs.Object = obj
-	return obj, r.validate(c.ctx, attrs)
+	return obj, tx, r.validate(c.ctx, attrs)
 }
 
 // insert writes obj if nothing is stored under key.
-func (r *Registry) insert(c *call, key string, obj runtime.Object, dryRun bool) (runtime.Object, bool, error) {
-	tx := newTx(r)
-	full := c.kind.keyPrefix() + key
-	tx.compare(full, 0)
-	if c.kind.Transact != nil {
-		if err := c.kind.Transact(c.ctx, tx, nil, obj); err != nil {
-			return nil, false, err
-		}
-	}
-	value, err := c.kind.encode(obj)
-	if err != nil {
-		return nil, false, apierrors.NewInternalError(err)
-	}
+func (r *Registry) insert(c *call, tx *Tx, key string, obj runtime.Object, dryRun bool) (runtime.Object, bool, error) {
 	if dryRun {
 		if err := r.fresh(c.ctx); err != nil {
 			return nil, false, err
@@ -139,10 +139,16 @@ func (r *Registry) insert(c *call, key string, obj runtime.Object, dryRun bool) 
 		_, exists := c.kind.set.Get(key)
 		return obj, !exists, nil
 	}
+	value, err := c.kind.encode(obj)
+	if err != nil {
+		return nil, false, apierrors.NewInternalError(err)
+	}
 	lease, err := r.lease(c, obj)
 	if err != nil {
 		return nil, false, err
 	}
+	full := c.kind.keyPrefix() + key
+	tx.compare(full, 0)
 	tx.put(full, value, lease)
 	revision, won, err := tx.commit(c.ctx)
 	if err != nil || !won {

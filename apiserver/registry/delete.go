@@ -90,7 +90,7 @@ func (r *Registry) tryDelete(c *call, e *objcache.Entry, opts metav1.DeleteOptio
 	if c.kind.BeforeDelete != nil {
 		switch c.kind.BeforeDelete(obj, metav1.NewTime(r.now()).Rfc3339Copy()) {
 		case DeleteMark:
-			out, _, err := r.replaceForDelete(c, e, obj, dryRun)
+			out, _, err := r.replace(c, newTx(r), e, obj, dryRun)
 			return out, false, err
 		case DeleteWait:
 			return e.Object, false, nil
@@ -99,11 +99,11 @@ func (r *Registry) tryDelete(c *call, e *objcache.Entry, opts metav1.DeleteOptio
 	pendingFinalizers := len(m.GetFinalizers()) != 0
 	switch {
 	case graceful && (pendingFinalizers || *opts.GracePeriodSeconds > 0):
-		out, _, err := r.replaceForDelete(c, e, obj, dryRun)
+		out, _, err := r.replace(c, newTx(r), e, obj, dryRun)
 		return out, false, err
 	case pendingFinalizers:
 		markAsDeleting(m, r.now())
-		out, _, err := r.replaceForDelete(c, e, obj, dryRun)
+		out, _, err := r.replace(c, newTx(r), e, obj, dryRun)
 		return out, false, err
 	}
 	if dryRun {
@@ -136,25 +136,17 @@ func (c *call) deleted(obj runtime.Object) runtime.Object {
 	}
 }
 
-func (r *Registry) replaceForDelete(c *call, e *objcache.Entry, obj runtime.Object, dryRun bool) (runtime.Object, bool, error) {
-	opts := updateOptions{}
-	if dryRun {
-		opts.DryRun = []string{metav1.DryRunAll}
-	}
-	m, err := meta.Accessor(obj)
-	if err != nil {
-		return nil, false, apierrors.NewInternalError(err)
-	}
-	return r.replace(c, m.GetName(), e, obj, opts)
-}
-
 // remove deletes the stored object if it still is e.
 func (r *Registry) remove(c *call, e *objcache.Entry) (revision int64, won bool, err error) {
 	tx := newTx(r)
 	full := c.kind.keyPrefix() + e.Key
 	tx.compare(full, e.Revision)
 	if c.kind.Transact != nil {
-		if err := c.kind.Transact(c.ctx, tx, e.Object, nil); err != nil {
+		old, err := codec.ToInternal(e.Object.DeepCopyObject())
+		if err != nil {
+			return 0, false, apierrors.NewInternalError(err)
+		}
+		if err := c.kind.Transact(tx, old, nil); err != nil {
 			return 0, false, err
 		}
 	}

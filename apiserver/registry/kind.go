@@ -64,10 +64,13 @@ type Kind struct {
 
 	// TTL gives the seconds after which a stored object vanishes; nil: never.
 	TTL func(obj runtime.Object) int64
-	// Transact adds to the transaction that writes an object: old is nil on
-	// create, obj on delete. Both are of the storage version; obj may be
-	// changed, old not.
-	Transact func(ctx context.Context, tx *Tx, old, obj runtime.Object) error
+	// Transact adds to the transaction that writes an object, and fills in what
+	// the object gets from it (addresses, ports). It runs before the strategy
+	// prepares and validates, sees internal versions and may change obj; old is
+	// nil on create, obj on delete.
+	Transact func(tx *Tx, old, obj runtime.Object) error
+	// Hidden keeps the kind out of the API: its objects are for Tx only.
+	Hidden bool
 	// ReturnDeleted makes Delete return the object instead of a Status, as
 	// upstream does for the kind.
 	ReturnDeleted bool

@@ -2,11 +2,12 @@ package registry
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metainternal "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -129,13 +130,15 @@ func (r *Registry) Run(ctx context.Context) error { return r.cache.Run(ctx) }
 // WaitReady waits until the registry has loaded the store.
 func (r *Registry) WaitReady(ctx context.Context) error { return r.cache.WaitReady(ctx) }
 
-// Kinds is the table, in order.
-func (r *Registry) Kinds() []*Kind { return r.table.kinds }
+// Kinds is the table, in order, without what is hidden from the API.
+func (r *Registry) Kinds() []*Kind {
+	return slices.DeleteFunc(slices.Clone(r.table.kinds), func(k *Kind) bool { return k.Hidden })
+}
 
 // Kind returns the row of a resource, under any group that serves it.
 func (r *Registry) Kind(gr schema.GroupResource) (*Kind, bool) {
 	k, ok := r.table.byResource[gr]
-	return k, ok
+	return k, ok && !k.Hidden
 }
 
 // Revision is the store's revision that this device's reads show.
@@ -173,8 +176,8 @@ type call struct {
 // it.
 func (r *Registry) begin(ctx context.Context, verb string, gr schema.GroupResource, ns, name, sub string) (*call, error) {
 	k := r.table.byResource[gr]
-	if k == nil {
-		return nil, fmt.Errorf("resource %s is not in the table of kinds", gr)
+	if k == nil || k.Hidden {
+		return nil, apierrors.NewNotFound(gr, name)
 	}
 	if !k.Namespaced {
 		ns = ""

@@ -42,6 +42,14 @@ func (tx *Tx) Get(gr schema.GroupResource, ns, name string) (runtime.Object, boo
 	return e.Object, true
 }
 
+// Exists looks whether there is an object, without holding the transaction to
+// the answer.
+func (tx *Tx) Exists(gr schema.GroupResource, ns, name string) bool {
+	k := tx.kind(gr)
+	_, ok := k.set.Get(k.key(ns, name))
+	return ok
+}
+
 // List reads the cached objects of a kind, without comparing them at commit.
 func (tx *Tx) List(gr schema.GroupResource) []runtime.Object {
 	entries, _ := tx.kind(gr).set.List("")
@@ -86,7 +94,7 @@ func (tx *Tx) kind(gr schema.GroupResource) *Kind {
 // compare adds "key was last written at revision" (0: does not exist), once.
 func (tx *Tx) compare(key string, revision int64) {
 	if tx.seen[key] {
-		return
+		return // a transaction may name a key once
 	}
 	tx.seen[key] = true
 	tx.compares = append(tx.compares, &pb.Compare{

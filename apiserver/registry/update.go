@@ -170,59 +170,65 @@ func (r *Registry) tryUpdate(c *call, strategy rest.RESTUpdateStrategy, name str
 	if c.own && equality.Semantic.DeepEqual(obj, e.Object) {
 		return e.Object, false, nil
 	}
-	obj, err = r.prepareUpdate(c, strategy, name, e, obj, opts)
+	obj, tx, err := r.prepareUpdate(c, strategy, name, e, obj, opts)
 	if err != nil {
 		return nil, false, err
 	}
-	return r.replace(c, name, e, obj, opts)
+	return r.replace(c, tx, e, obj, len(opts.DryRun) > 0)
 }
 
 // prepareUpdate takes the wanted state through the checks of the version,
 // defaulting, admission, the kind's preparation and validation.
-func (r *Registry) prepareUpdate(c *call, strategy rest.RESTUpdateStrategy, name string, e *objcache.Entry, obj runtime.Object, opts updateOptions) (runtime.Object, error) {
+func (r *Registry) prepareUpdate(c *call, strategy rest.RESTUpdateStrategy, name string, e *objcache.Entry, obj runtime.Object, opts updateOptions) (runtime.Object, *Tx, error) {
 	if err := checkVersion(c, strategy, name, e, obj); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	codec.Default(obj)
 	obj, err := c.kind.toStorage(obj)
 	if err != nil {
-		return nil, apierrors.NewBadRequest(err.Error())
+		return nil, nil, apierrors.NewBadRequest(err.Error())
 	}
 	if opts.tracked {
 		if err := keepTimestamps(e.Object, obj); err != nil {
-			return nil, apierrors.NewInternalError(err)
+			return nil, nil, apierrors.NewInternalError(err)
 		}
 	} else {
 		if obj, err = r.trackUpdate(c, e.Object, obj, opts.FieldManager); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	attrs := r.attributes(c, admission.Update, e.Object, obj, &opts.UpdateOptions, opts.DryRun)
 	attrs.Name = name
 	if !opts.raw {
 		if err := r.admit(c.ctx, attrs); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	internal, err := codec.ToInternal(attrs.Object)
 	if err != nil {
-		return nil, apierrors.NewInternalError(err)
+		return nil, nil, apierrors.NewInternalError(err)
 	}
 	old, err := codec.ToInternal(e.Object.DeepCopyObject())
 	if err != nil {
-		return nil, apierrors.NewInternalError(err)
+		return nil, nil, apierrors.NewInternalError(err)
+	}
+	tx := newTx(r)
+	if c.kind.Transact != nil && c.sub == "" {
+		if err := c.kind.Transact(tx, old, internal); err != nil {
+			return nil, nil, err
+		}
 	}
 	if err := rest.BeforeUpdate(strategy, c.ctx, internal, old); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if obj, err = c.kind.toStorage(internal); err != nil {
-		return nil, apierrors.NewInternalError(err)
+		return nil, nil, apierrors.NewInternalError(err)
 	}
 	if opts.raw {
-		return obj, nil
+		return obj, tx, nil
 	}
 	attrs.Object = obj
-	return obj, r.validate(c.ctx, attrs)
+	return obj, tx, r.validate(c.ctx, attrs)
 }
 
 // Rewrite changes an object past its strategy and past admission, for
@@ -292,9 +298,9 @@ func uidConflict(c *call, name string, want, have types.UID) error {
 }
 
 // replace writes obj over e, or deletes e if obj has lost its last finalizer.
-func (r *Registry) replace(c *call, name string, e *objcache.Entry, obj runtime.Object, opts updateOptions) (runtime.Object, bool, error) {
+func (r *Registry) replace(c *call, tx *Tx, e *objcache.Entry, obj runtime.Object, dryRun bool) (runtime.Object, bool, error) {
 	if shouldDelete(obj, e.Object) && (c.kind.ShouldDelete == nil || c.kind.ShouldDelete(obj)) {
-		if len(opts.DryRun) > 0 {
+		if dryRun {
 			return obj, false, nil
 		}
 		_, won, err := r.remove(c, e)
@@ -302,14 +308,6 @@ func (r *Registry) replace(c *call, name string, e *objcache.Entry, obj runtime.
 			err = errRace
 		}
 		return obj, false, err
-	}
-	tx := newTx(r)
-	full := c.kind.keyPrefix() + e.Key
-	tx.compare(full, e.Revision)
-	if c.kind.Transact != nil {
-		if err := c.kind.Transact(c.ctx, tx, e.Object, obj); err != nil {
-			return nil, false, err
-		}
 	}
 	value, err := c.kind.encode(obj)
 	if err != nil {
@@ -322,13 +320,15 @@ func (r *Registry) replace(c *call, name string, e *objcache.Entry, obj runtime.
 	if bytes.Equal(value, old) && len(tx.ops) == 0 {
 		return e.Object, false, nil
 	}
-	if len(opts.DryRun) > 0 {
+	if dryRun {
 		return obj, false, nil
 	}
 	lease, err := r.lease(c, obj)
 	if err != nil {
 		return nil, false, err
 	}
+	full := c.kind.keyPrefix() + e.Key
+	tx.compare(full, e.Revision)
 	tx.put(full, value, lease)
 	revision, won, err := tx.commit(c.ctx)
 	if err != nil {
@@ -364,7 +364,8 @@ func (r *Registry) createOnUpdate(c *call, name string, mutate func(runtime.Obje
 	rest.WipeObjectMetaSystemFields(m)
 	create := CreateOptions{DryRun: opts.DryRun, FieldManager: opts.FieldManager, FieldValidation: opts.FieldValidation}
 	managed := m.GetManagedFields()
-	if obj, err = r.prepareCreate(c, obj, &create); err != nil {
+	obj, tx, err := r.prepareCreate(c, obj, &create)
+	if err != nil {
 		return nil, false, err
 	}
 	if opts.tracked {
@@ -373,7 +374,7 @@ func (r *Registry) createOnUpdate(c *call, name string, mutate func(runtime.Obje
 		}
 		m.SetManagedFields(managed)
 	}
-	out, won, err := r.insert(c, c.kind.key(c.ns, name), obj, len(opts.DryRun) > 0)
+	out, won, err := r.insert(c, tx, c.kind.key(c.ns, name), obj, len(opts.DryRun) > 0)
 	if err == nil && !won {
 		err = errRace
 	}
