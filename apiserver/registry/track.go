@@ -213,13 +213,15 @@ func (r *Registry) apply(p *patcher, cur runtime.Object, opts PatchOptions) (run
 		return nil, apierrors.NewInternalError(err)
 	}
 	creating := m.GetUID() == ""
-	live := cur
+	var live runtime.Object
 	if creating {
-		if live, err = codec.Scheme().New(p.gvk); err != nil {
-			return nil, apierrors.NewInternalError(err)
-		}
+		// Not the internal version, in which fields without a pointer would
+		// count as set by somebody.
+		live, err = codec.Scheme().New(p.gvk)
+	} else {
+		live, err = codec.ToInternal(cur)
 	}
-	if live, err = codec.ToInternal(live); err != nil {
+	if err != nil {
 		return nil, apierrors.NewInternalError(err)
 	}
 	out, err := fm.Apply(live, applied, opts.FieldManager, opts.Force)
