@@ -105,6 +105,7 @@ func (c *call) parameters(into runtime.Object) error {
 	if err := codec.ParameterCodec().DecodeParameters(c.req.URL.Query(), corev1.SchemeGroupVersion, into); err != nil {
 		return apierrors.NewBadRequest(err.Error())
 	}
+	codec.Default(into)
 	return nil
 }
 
@@ -115,6 +116,9 @@ func (c *call) podLog() error {
 	opts := &corev1.PodLogOptions{}
 	if err := c.parameters(opts); err != nil {
 		return err
+	}
+	if all := corev1.LogStreamAll; opts.Stream == nil {
+		opts.Stream = &all
 	}
 	pod, err := c.pod()
 	if err != nil {
