@@ -1,0 +1,148 @@
+package podlog
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func write(t *testing.T, path string, text string) {
+	t.Helper()
+	r, pw := io.Pipe()
+	w, err := Start(path, r, nil, r, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(pw, text); err != nil {
+		t.Fatal(err)
+	}
+	pw.Close()
+	w.Wait()
+}
+
+func read(t *testing.T, path string, o Options) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := Read(context.Background(), path, o, &b); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func TestWhatIsPrintedIsRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c", "0.log")
+	long := strings.Repeat("x", 10000)
+	text := "one\ntwo\n" + long + "\nlast without newline"
+	write(t, path, text)
+	if got := read(t, path, Options{Tail: -1}); got != text {
+		t.Errorf("read %d bytes, want %d", len(got), len(text))
+	}
+	for tail, want := range map[int64]string{0: "last without newline", 1: long + "\nlast without newline", 2: "two\n" + long + "\nlast without newline", 99: text} {
+		if got := read(t, path, Options{Tail: tail}); got != want {
+			t.Errorf("tail %d: %.40q", tail, got)
+		}
+	}
+	if got := read(t, path, Options{Tail: -1, LimitBytes: 6}); got != "one\ntw" {
+		t.Errorf("limit: %q", got)
+	}
+	if got := read(t, path, Options{Tail: -1, Since: time.Now().Add(time.Hour)}); got != "" {
+		t.Errorf("since: %q", got)
+	}
+	if got := read(t, path, Options{Tail: -1, Timestamps: true, LimitBytes: 40}); !strings.Contains(got, "Z one\n") {
+		t.Errorf("timestamps: %q", got)
+	}
+	if got := LastLines(path, 80, 10); got != "ut newline" {
+		t.Errorf("last: %q", got)
+	}
+}
+
+func TestRotationKeepsFiveFilesInOrder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	r, pw := io.Pipe()
+	w, err := Start(path, r, nil, r, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := strings.Repeat("y", 4000)
+	const n = 20000 // about 80 MB
+	for i := range n {
+		fmt.Fprintf(pw, "%06d%s\n", i, line)
+	}
+	pw.Close()
+	w.Wait()
+	old, err := Rotated(path)
+	if err != nil || len(old) != maxFiles-1 {
+		t.Errorf("%d rotated files, %v", len(old), err)
+	}
+	out := read(t, path, Options{Tail: 5000})
+	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 5000 || !strings.HasPrefix(lines[0], fmt.Sprintf("%06d", n-5000)) || !strings.HasPrefix(lines[4999], fmt.Sprintf("%06d", n-1)) {
+		t.Errorf("%d lines from %.10s", len(lines), lines[0])
+	}
+}
+
+func TestFollowAndAttach(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	r, pw := io.Pipe()
+	w, err := Start(path, r, nil, r, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var live bytes.Buffer
+	done, _ := w.Attach(&live, nil)
+	running := make(chan struct{})
+	got := make(chan string)
+	go func() {
+		var b bytes.Buffer
+		err := Read(context.Background(), path, Options{Tail: -1, Follow: true, Running: func() bool {
+			select {
+			case <-running:
+				return false
+			default:
+				return true
+			}
+		}}, &b)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- b.String()
+	}()
+	io.WriteString(pw, "a\n")
+	io.WriteString(pw, "b\n")
+	pw.Close()
+	w.Wait()
+	close(running)
+	if s := <-got; s != "a\nb\n" {
+		t.Errorf("followed %q", s)
+	}
+	<-done
+	if live.String() != "a\nb\n" {
+		t.Errorf("attached %q", live.String())
+	}
+}
+
+func FuzzParseLine(f *testing.F) {
+	f.Add([]byte("2026-01-01T00:00:00.5Z stdout F text\n"))
+	f.Add([]byte("  P \n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if l, ok := parseLine(b); ok && l.at.IsZero() && len(l.stamp) == 0 {
+			t.Error("a line without a time")
+		}
+	})
+}
+
+func TestTornLineIsLeftOut(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	if err := os.WriteFile(path, []byte("2026-01-01T00:00:00Z stdout F good\n\x00\x00\x00\n2026-01-01T00:00:00Z stdout F also\n2026-01-0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, path, Options{Tail: -1}); got != "good\nalso\n" {
+		t.Errorf("%q", got)
+	}
+}

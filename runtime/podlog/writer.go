@@ -1,0 +1,222 @@
+package podlog
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+const (
+	maxFileBytes = 10 << 20
+	maxFiles     = 5
+	// partBytes is the longest piece of a line kept in memory.
+	partBytes = 4 << 10
+)
+
+// Dir is the folder of a Pod's logs below root.
+func Dir(root, namespace, name, uid string) string {
+	return filepath.Join(root, namespace+"_"+name+"_"+uid)
+}
+
+// Path is the log of one attempt at running a container.
+func Path(podDir, container string, attempt int) string {
+	return filepath.Join(podDir, container, strconv.Itoa(attempt)+".log")
+}
+
+// Writer copies a container's output into its log.
+type Writer struct {
+	path   string
+	log    *slog.Logger
+	source io.Closer
+	copies sync.WaitGroup
+
+	mu sync.Mutex
+	// guarded by mu
+	f        *os.File
+	size     int64
+	broken   bool // the log could not be written; told once
+	attached map[*attachment]struct{}
+	ended    bool
+}
+
+// attachment receives output live. Err is where a writer that fails is dropped.
+type attachment struct {
+	stdout, stderr io.Writer
+	done           chan struct{}
+}
+
+// Start copies stdout and stderr (nil with a terminal) to the file at path
+// until both end. source is closed by Close, to stop early.
+func Start(path string, stdout, stderr io.Reader, source io.Closer, log *slog.Logger) (*Writer, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make the folder of a log: %w", err)
+	}
+	w := &Writer{path: path, log: log, source: source, attached: map[*attachment]struct{}{}}
+	if err := w.open(); err != nil {
+		return nil, err
+	}
+	for name, r := range map[string]io.Reader{"stdout": stdout, "stderr": stderr} {
+		if r != nil {
+			w.copies.Go(func() { w.copy(name, r) })
+		}
+	}
+	go func() {
+		w.copies.Wait()
+		w.end()
+	}()
+	return w, nil
+}
+
+func (w *Writer) open() error {
+	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	if err != nil {
+		return fmt.Errorf("open a log: %w", err)
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return fmt.Errorf("look at a log: %w", err)
+	}
+	w.f, w.size = f, fi.Size()
+	return nil
+}
+
+// copy reads lines, cutting long ones, until the stream ends.
+func (w *Writer) copy(stream string, r io.Reader) {
+	br := bufio.NewReaderSize(r, partBytes)
+	for {
+		line, err := br.ReadSlice('\n')
+		if len(line) > 0 {
+			w.write(stream, line)
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return
+		}
+	}
+}
+
+// write stores one line, or a part of one that does not end in a newline, and
+// passes it on to those attached.
+func (w *Writer) write(stream string, text []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for a := range w.attached {
+		to := a.stdout
+		if stream == "stderr" {
+			to = a.stderr
+		}
+		if to == nil {
+			continue
+		}
+		if _, err := to.Write(text); err != nil {
+			w.detachLocked(a)
+		}
+	}
+	if w.f == nil {
+		return
+	}
+	tag := "P"
+	if n := len(text); text[n-1] == '\n' {
+		tag, text = "F", text[:n-1]
+	}
+	line := time.Now().UTC().AppendFormat(make([]byte, 0, len(text)+48), time.RFC3339Nano)
+	line = append(append(append(append(append(line, ' '), stream...), ' '), tag...), ' ')
+	line = append(append(line, text...), '\n')
+	n, err := w.f.Write(line)
+	w.size += int64(n)
+	if err != nil && !w.broken {
+		w.broken = true
+		w.log.Error("a container's output is not logged any more", "file", w.path, "err", err)
+	}
+	if w.size >= maxFileBytes && tag == "F" {
+		if err := w.rotate(); err != nil && !w.broken {
+			w.broken = true
+			w.log.Error("a log was not rotated", "file", w.path, "err", err)
+		}
+	}
+}
+
+// rotate begins a new file and removes the oldest.
+func (w *Writer) rotate() error {
+	if err := w.f.Close(); err != nil {
+		return err
+	}
+	w.f = nil
+	if err := os.Rename(w.path, w.path+"."+time.Now().UTC().Format("20060102-150405.000000")); err != nil {
+		return err
+	}
+	old, err := Rotated(w.path)
+	if err != nil {
+		return err
+	}
+	for len(old) > maxFiles-1 {
+		if err := os.Remove(old[0]); err != nil {
+			return err
+		}
+		old = old[1:]
+	}
+	return w.open()
+}
+
+// Rotated lists the rotated files of the log at path, oldest first.
+func Rotated(path string) ([]string, error) {
+	files, err := filepath.Glob(path + ".*")
+	slices.Sort(files)
+	return files, err
+}
+
+// Attach passes output on from now on. The channel is closed when the container
+// has ended or a writer failed; detach ends it early.
+func (w *Writer) Attach(stdout, stderr io.Writer) (done <-chan struct{}, detach func()) {
+	a := &attachment{stdout, stderr, make(chan struct{})}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended {
+		close(a.done)
+		return a.done, func() {}
+	}
+	w.attached[a] = struct{}{}
+	return a.done, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.detachLocked(a)
+	}
+}
+
+func (w *Writer) detachLocked(a *attachment) {
+	if _, ok := w.attached[a]; ok {
+		delete(w.attached, a)
+		close(a.done)
+	}
+}
+
+func (w *Writer) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
+	for a := range w.attached {
+		w.detachLocked(a)
+	}
+	if w.f != nil {
+		w.f.Close()
+		w.f = nil
+	}
+}
+
+// Wait waits until everything that the container printed is written.
+func (w *Writer) Wait() { w.copies.Wait() }
+
+// Close stops copying; the container's fifos keep what it prints meanwhile.
+func (w *Writer) Close() error {
+	err := w.source.Close()
+	w.copies.Wait()
+	return err
+}

@@ -1,0 +1,105 @@
+package probe
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+func execProbe(period, failures, successes int32) *corev1.Probe {
+	return &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"check"}}},
+		PeriodSeconds: period, FailureThreshold: failures, SuccessThreshold: successes, TimeoutSeconds: 1,
+	}
+}
+
+// TestThresholds walks a container through its life on virtual time: dead probes
+// wait for the startup probe, and each outcome counts only after its threshold.
+func TestThresholds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var healthy atomic.Bool
+		begin := time.Now()
+		var log []string
+		note := func(what string) { log = append(log, fmt.Sprintf("%ds %s", int(time.Since(begin).Seconds()), what)) }
+		results := make(chan string, 100)
+		s := Start(Target{
+			Container: &corev1.Container{
+				StartupProbe:   execProbe(1, 30, 1),
+				LivenessProbe:  execProbe(2, 3, 1),
+				ReadinessProbe: execProbe(1, 2, 2),
+			},
+			StartedAt: begin,
+			Exec: func(context.Context, []string) (int, string, error) {
+				if healthy.Load() {
+					return 0, "", nil
+				}
+				return 1, "sick", nil
+			},
+		}, func(r Result) { results <- fmt.Sprintf("%s %v", r.Kind, r.OK) }, func(Kind, string) {})
+		wait := func() { note(<-results) }
+		time.Sleep(4500 * time.Millisecond)
+		healthy.Store(true)
+		wait() // startup
+		wait() // liveness: its first success
+		wait() // readiness after two
+		time.Sleep(4500*time.Millisecond - time.Since(begin)%time.Second)
+		healthy.Store(false)
+		wait()
+		wait()
+		s.Stop()
+		if got := log[0]; got != "5s Startup true" {
+			t.Errorf("first: %s", got)
+		}
+		seen := map[string]int{}
+		for _, l := range log {
+			var at int
+			var what, ok string
+			fmt.Sscanf(l, "%ds %s %s", &at, &what, &ok)
+			seen[what+" "+ok] = at
+		}
+		if seen["Readiness true"] < 6 || seen["Readiness false"] <= seen["Readiness true"] || seen["Liveness false"] <= seen["Readiness false"] {
+			t.Errorf("%v", log)
+		}
+	})
+}
+
+func TestHandlers(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/ok" && r.Header.Get("X-Want") == "yes" && r.URL.RawQuery == "a=b" {
+			return
+		}
+		w.WriteHeader(http.StatusTeapot)
+	}))
+	defer srv.Close()
+	host, portText, _ := net.SplitHostPort(srv.Listener.Addr().String())
+	port, _ := strconv.Atoi(portText)
+	c := &corev1.Container{Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: int32(port)}}}
+	s := &Set{target: Target{Container: c, Host: host}}
+	named := intstr.FromString("web")
+	for name, tc := range map[string]struct {
+		p    corev1.ProbeHandler
+		want bool
+	}{
+		"http":        {corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ok?a=b", Port: named, HTTPHeaders: []corev1.HTTPHeader{{Name: "X-Want", Value: "yes"}}}}, true},
+		"http teapot": {corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: named}}, false},
+		"no port":     {corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromString("nope")}}, false},
+		"tcp":         {corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(int32(port))}}, true},
+		"tcp closed":  {corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(1)}}, false},
+		"grpc":        {corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: int32(port)}}, false},
+	} {
+		ok, out, err := s.once(context.Background(), &corev1.Probe{ProbeHandler: tc.p})
+		if ok != tc.want {
+			t.Errorf("%s: %v %q %v", name, ok, out, err)
+		}
+	}
+}

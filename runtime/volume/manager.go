@@ -1,0 +1,366 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Objects are the parts of the cluster's state that volumes are made from.
+type Objects interface {
+	ConfigMap(namespace, name string) (*corev1.ConfigMap, bool)
+	Secret(namespace, name string) (*corev1.Secret, bool)
+	// Allocatable is what this device can give to Pods.
+	Allocatable() corev1.ResourceList
+}
+
+// Tokens makes ServiceAccount tokens.
+type Tokens interface {
+	RequestToken(ctx context.Context, namespace, account string, req *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error)
+}
+
+// Images mounts images as read-only volumes.
+type Images interface {
+	MountImage(ctx context.Context, ref, target string) error
+	UnmountImage(ctx context.Context, target string) error
+}
+
+// Config is what a Manager needs.
+type Config struct {
+	// DataDir holds what Pods write: <data-dir>/pods. RunDir holds what edged can
+	// make again: <run-dir>/pods; New sees to it that it is on a tmpfs.
+	DataDir, RunDir string
+	Objects         Objects
+	Tokens          Tokens
+	Images          Images
+	Now             func() time.Time
+	Logger          *slog.Logger
+}
+
+// Manager makes volumes.
+type Manager struct{ cfg Config }
+
+// New returns a Manager.
+func New(cfg Config) (*Manager, error) {
+	if err := os.MkdirAll(cfg.DataDir, 0o711); err != nil {
+		return nil, fmt.Errorf("make the folder of Pods: %w", err)
+	}
+	if err := os.MkdirAll(cfg.RunDir, 0o711); err != nil {
+		return nil, fmt.Errorf("make the folder of Pods: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(cfg.RunDir, &st); err != nil {
+		return nil, fmt.Errorf("look at %s: %w", cfg.RunDir, err)
+	}
+	if st.Type != unix.TMPFS_MAGIC {
+		if err := unix.Mount("edged", cfg.RunDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711"); err != nil {
+			return nil, fmt.Errorf("mount a tmpfs for Secrets at %s: %w", cfg.RunDir, err)
+		}
+	}
+	return &Manager{cfg}, nil
+}
+
+// PodRunDir is the folder below the run-dir for files of the Pod uid.
+func (m *Manager) PodRunDir(uid string) string { return filepath.Join(m.cfg.RunDir, uid) }
+
+// Setup makes the Pod's volumes, or brings their content up to date, and
+// returns the path of each, and when it should be called again at the latest
+// (zero: only when an object changed).
+func (m *Manager) Setup(ctx context.Context, pod *corev1.Pod) (paths map[string]string, again time.Time, err error) {
+	paths = map[string]string{}
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		path, next, err := m.setup(ctx, pod, v)
+		if err != nil {
+			return nil, again, fmt.Errorf("MountVolume.SetUp failed for volume %q : %w", v.Name, err)
+		}
+		paths[v.Name] = path
+		if !next.IsZero() && (again.IsZero() || next.Before(again)) {
+			again = next
+		}
+	}
+	return paths, again, nil
+}
+
+func fsGroup(pod *corev1.Pod) *int64 {
+	if pod.Spec.SecurityContext == nil {
+		return nil
+	}
+	return pod.Spec.SecurityContext.FSGroup
+}
+
+func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (path string, again time.Time, err error) {
+	uid := string(pod.UID)
+	filled := func(kind string) string {
+		return filepath.Join(m.PodRunDir(uid), "volumes", "kubernetes.io~"+kind, v.Name)
+	}
+	switch {
+	case v.EmptyDir != nil:
+		path, err = m.emptyDir(pod, v)
+	case v.HostPath != nil:
+		path, err = v.HostPath.Path, hostPath(v.HostPath)
+	case v.ConfigMap != nil:
+		path = filled("configmap")
+		p := payload{}
+		if err = m.configMap(pod.Namespace, configMapProjection(v.ConfigMap), mode(v.ConfigMap.DefaultMode), p); err == nil {
+			err = p.write(path, fsGroup(pod))
+		}
+	case v.Secret != nil:
+		path = filled("secret")
+		p := payload{}
+		if err = m.secret(pod.Namespace, secretProjection(v.Secret), mode(v.Secret.DefaultMode), p); err == nil {
+			err = p.write(path, fsGroup(pod))
+		}
+	case v.DownwardAPI != nil:
+		path = filled("downward-api")
+		p := payload{}
+		if err = m.downward(pod, v.DownwardAPI.Items, mode(v.DownwardAPI.DefaultMode), p); err == nil {
+			err = p.write(path, fsGroup(pod))
+		}
+	case v.Projected != nil:
+		path = filled("projected")
+		var p payload
+		if p, again, err = m.projected(ctx, pod, v.Projected, path); err == nil {
+			err = p.write(path, fsGroup(pod))
+		}
+	case v.Image != nil:
+		path = filepath.Join(m.PodRunDir(uid), "volumes", "kubernetes.io~image", v.Name)
+		if !mounted(path) {
+			if err = os.MkdirAll(path, 0o755); err == nil {
+				err = m.cfg.Images.MountImage(ctx, v.Image.Reference, path)
+			}
+		}
+	default:
+		err = errors.New("no volume plugin matched: edged has emptyDir, hostPath, configMap, secret, downwardAPI, projected and image")
+	}
+	return path, again, err
+}
+
+func mode(m *int32) fs.FileMode {
+	if m == nil {
+		return 0o644
+	}
+	return fs.FileMode(*m).Perm()
+}
+
+func mounted(path string) bool {
+	var a, b unix.Stat_t
+	return unix.Lstat(path, &a) == nil && unix.Lstat(filepath.Dir(path), &b) == nil && a.Dev != b.Dev
+}
+
+func (m *Manager) emptyDir(pod *corev1.Pod, v *corev1.Volume) (string, error) {
+	base := filepath.Join(m.cfg.DataDir, string(pod.UID))
+	if v.EmptyDir.Medium == corev1.StorageMediumMemory {
+		base = m.PodRunDir(string(pod.UID))
+	}
+	path := filepath.Join(base, "volumes", "kubernetes.io~empty-dir", v.Name)
+	if _, err := os.Stat(path); err == nil && (v.EmptyDir.Medium != corev1.StorageMediumMemory || mounted(path)) {
+		return path, nil
+	}
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return "", err
+	}
+	if v.EmptyDir.Medium == corev1.StorageMediumMemory {
+		opts := "mode=0777"
+		if s := v.EmptyDir.SizeLimit; s != nil && s.Value() > 0 {
+			opts += ",size=" + strconv.FormatInt(s.Value(), 10)
+		}
+		if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
+			return "", fmt.Errorf("mount a tmpfs: %w", err)
+		}
+	}
+	if err := os.Chmod(path, 0o777); err != nil {
+		return "", err
+	}
+	if gid := fsGroup(pod); gid != nil {
+		return path, ownDir(path, *gid)
+	}
+	return path, nil
+}
+
+func hostPath(h *corev1.HostPathVolumeSource) error {
+	kind := corev1.HostPathUnset
+	if h.Type != nil {
+		kind = *h.Type
+	}
+	fi, err := os.Stat(h.Path)
+	if os.IsNotExist(err) {
+		switch kind {
+		case corev1.HostPathDirectoryOrCreate:
+			return os.MkdirAll(h.Path, 0o755)
+		case corev1.HostPathFileOrCreate:
+			f, err := os.OpenFile(h.Path, os.O_CREATE|os.O_RDWR, 0o644)
+			if err != nil {
+				return err
+			}
+			return f.Close()
+		case corev1.HostPathUnset:
+			return os.MkdirAll(h.Path, 0o755)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("hostPath type check failed: %w", err)
+	}
+	is := func(ok bool, what string) error {
+		if !ok {
+			return fmt.Errorf("hostPath type check failed: %s is not a %s", h.Path, what)
+		}
+		return nil
+	}
+	switch kind {
+	case corev1.HostPathDirectory, corev1.HostPathDirectoryOrCreate:
+		return is(fi.IsDir(), "directory")
+	case corev1.HostPathFile, corev1.HostPathFileOrCreate:
+		return is(fi.Mode().IsRegular(), "file")
+	case corev1.HostPathSocket:
+		return is(fi.Mode()&fs.ModeSocket != 0, "socket file")
+	case corev1.HostPathCharDev:
+		return is(fi.Mode()&fs.ModeCharDevice != 0, "character device")
+	case corev1.HostPathBlockDev:
+		return is(fi.Mode()&fs.ModeDevice != 0 && fi.Mode()&fs.ModeCharDevice == 0, "block device")
+	}
+	return nil
+}
+
+// SubPath returns the path to mount for a subPath of a volume, which is made as
+// a folder if it is not there. The index tells the mounts of a container apart.
+func (m *Manager) SubPath(uid, container string, index int, volumePath, subPath string, readOnly bool) (string, error) {
+	if filepath.IsAbs(subPath) {
+		return "", fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: subPath %q must not be absolute", filepath.Base(volumePath), container, subPath)
+	}
+	root, err := os.OpenRoot(volumePath)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	if _, err := root.Stat(subPath); os.IsNotExist(err) && !readOnly {
+		if err := root.MkdirAll(subPath, 0o750); err != nil {
+			return "", fmt.Errorf("make subPath %q: %w", subPath, err)
+		}
+		if fi, err := root.Stat("."); err == nil {
+			if err := root.Chmod(subPath, fi.Mode()); err != nil {
+				return "", fmt.Errorf("make subPath %q: %w", subPath, err)
+			}
+		}
+	}
+	f, err := root.Open(subPath)
+	if err != nil {
+		return "", fmt.Errorf("open subPath %q of its volume: %w", subPath, err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	target := filepath.Join(m.PodRunDir(uid), "subpaths", container, strconv.Itoa(index))
+	if err := unix.Unmount(target, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return "", fmt.Errorf("unmount an older subPath: %w", err)
+	}
+	if err := os.RemoveAll(target); err != nil {
+		return "", err
+	}
+	if fi.IsDir() {
+		err = os.MkdirAll(target, 0o750)
+	} else if err = os.MkdirAll(filepath.Dir(target), 0o750); err == nil {
+		err = os.WriteFile(target, nil, 0o640)
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return "", fmt.Errorf("bind subPath %q: %w", subPath, err)
+	}
+	return target, nil
+}
+
+// Teardown removes all that a Pod had, its emptyDirs included. It refuses to
+// delete what is still mounted.
+func (m *Manager) Teardown(ctx context.Context, uid string) error {
+	run, data := m.PodRunDir(uid), filepath.Join(m.cfg.DataDir, uid)
+	images, err := filepath.Glob(filepath.Join(run, "volumes", "kubernetes.io~image", "*"))
+	if err != nil {
+		return err
+	}
+	for _, target := range images {
+		if mounted(target) {
+			if err := m.cfg.Images.UnmountImage(ctx, target); err != nil {
+				return fmt.Errorf("unmount an image volume: %w", err)
+			}
+		}
+	}
+	for _, pattern := range []string{"subpaths/*/*", "volumes/kubernetes.io~empty-dir/*"} {
+		targets, err := filepath.Glob(filepath.Join(run, pattern))
+		if err != nil {
+			return err
+		}
+		for _, t := range targets {
+			if err := unix.Unmount(t, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("unmount %s: %w", t, err)
+			}
+		}
+	}
+	if err := os.RemoveAll(run); err != nil {
+		return fmt.Errorf("remove a Pod's files: %w", err)
+	}
+	if err := os.RemoveAll(data); err != nil {
+		return fmt.Errorf("remove a Pod's data: %w", err)
+	}
+	return nil
+}
+
+// List returns the Pods that have files on this device.
+func (m *Manager) List() ([]string, error) {
+	seen := map[string]bool{}
+	var uids []string
+	for _, dir := range []string{m.cfg.DataDir, m.cfg.RunDir} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fmt.Errorf("list Pods' files: %w", err)
+		}
+		for _, e := range entries {
+			if !seen[e.Name()] {
+				seen[e.Name()] = true
+				uids = append(uids, e.Name())
+			}
+		}
+	}
+	return uids, nil
+}
+
+// unmount takes away the tmpfs that New may have mounted.
+func unmount(dir string) error {
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return nil
+}
+
+// Cleanup removes all volumes below dataDir and runDir, and the tmpfs.
+func Cleanup(dataDir, runDir string) error {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(mounts), "\n")
+	for _, line := range slices.Backward(lines) {
+		f := strings.Fields(line)
+		if len(f) > 4 && strings.HasPrefix(f[4], runDir+"/") {
+			if err := unmount(f[4]); err != nil {
+				return err
+			}
+		}
+	}
+	return errors.Join(unmount(runDir), os.RemoveAll(runDir), os.RemoveAll(dataDir))
+}

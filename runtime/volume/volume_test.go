@@ -1,0 +1,234 @@
+package volume
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+type fakeObjects struct {
+	configMaps map[string]*corev1.ConfigMap
+	secrets    map[string]*corev1.Secret
+}
+
+func (f *fakeObjects) ConfigMap(_, name string) (*corev1.ConfigMap, bool) {
+	c, ok := f.configMaps[name]
+	return c, ok
+}
+func (f *fakeObjects) Secret(_, name string) (*corev1.Secret, bool) {
+	s, ok := f.secrets[name]
+	return s, ok
+}
+func (f *fakeObjects) Allocatable() corev1.ResourceList {
+	return corev1.ResourceList{"cpu": resource.MustParse("4"), "memory": resource.MustParse("1Gi")}
+}
+
+type fakeTokens struct {
+	now func() time.Time
+	n   int
+}
+
+func (f *fakeTokens) RequestToken(_ context.Context, ns, account string, req *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
+	f.n++
+	claims := fmt.Sprintf(`{"iat":%d,"exp":%d,"sub":"%s/%s/%s"}`, f.now().Unix(), f.now().Unix()+*req.Spec.ExpirationSeconds, ns, account, req.Spec.BoundObjectRef.Name)
+	req = req.DeepCopy()
+	req.Status.Token = "h." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".s"
+	return req, nil
+}
+
+func newManager(t *testing.T) (*Manager, *fakeObjects, *fakeTokens, func(time.Duration)) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	now := time.Unix(1_800_000_000, 0)
+	objects := &fakeObjects{map[string]*corev1.ConfigMap{}, map[string]*corev1.Secret{}}
+	tokens := &fakeTokens{now: func() time.Time { return now }}
+	dir := t.TempDir()
+	m, err := New(Config{DataDir: dir + "/data", RunDir: dir + "/run", Objects: objects, Tokens: tokens,
+		Now: func() time.Time { return now }, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		uids, err := m.List()
+		if err != nil {
+			t.Error(err)
+		}
+		for _, uid := range uids {
+			if err := m.Teardown(context.Background(), uid); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := unmount(dir + "/run"); err != nil {
+			t.Error(err)
+		}
+		if mounts, _ := os.ReadFile("/proc/mounts"); strings.Contains(string(mounts), dir) {
+			t.Error("mounts are left")
+		}
+	})
+	return m, objects, tokens, func(d time.Duration) { now = now.Add(d) }
+}
+
+func pod(volumes ...corev1.Volume) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "ns", UID: "uid-1", Labels: map[string]string{"b": "2", "a": "1"}},
+		Spec:       corev1.PodSpec{Volumes: volumes, Containers: []corev1.Container{{Name: "c"}}},
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestContentFollowsItsObjects(t *testing.T) {
+	m, objects, _, _ := newManager(t)
+	ctx := context.Background()
+	optional := true
+	p := pod(
+		corev1.Volume{Name: "cm", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "conf"}}}},
+		corev1.Volume{Name: "opt", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "later", Optional: &optional}}},
+		corev1.Volume{Name: "down", VolumeSource: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{Items: []corev1.DownwardAPIVolumeFile{
+			{Path: "labels", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.labels"}},
+			{Path: "cpu/limit", ResourceFieldRef: &corev1.ResourceFieldSelector{ContainerName: "c", Resource: "limits.cpu"}},
+		}}}},
+	)
+	if _, _, err := m.Setup(ctx, p); err == nil || err.Error() != `MountVolume.SetUp failed for volume "cm" : configmap "conf" not found` {
+		t.Errorf("missing object: %v", err)
+	}
+	objects.configMaps["conf"] = &corev1.ConfigMap{Data: map[string]string{"a": "1", "b": "2"}, BinaryData: map[string][]byte{"bin": {0, 1}}}
+	paths, _, err := m.Setup(ctx, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, paths["cm"]+"/a") + read(t, paths["cm"]+"/bin"); got != "1\x00\x01" {
+		t.Errorf("%q", got)
+	}
+	if got := read(t, paths["down"]+"/labels") + " " + read(t, paths["down"]+"/cpu/limit"); got != "a=\"1\"\nb=\"2\" 4" {
+		t.Errorf("%q", got)
+	}
+	before, err := os.Readlink(paths["cm"] + "/..data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := m.Setup(ctx, p); err != nil {
+		t.Fatal(err)
+	}
+	if again, _ := os.Readlink(paths["cm"] + "/..data"); again != before {
+		t.Error("written again without a change")
+	}
+	objects.configMaps["conf"] = &corev1.ConfigMap{Data: map[string]string{"a": "new"}}
+	objects.secrets["later"] = &corev1.Secret{Data: map[string][]byte{"k": []byte("v")}}
+	if _, _, err := m.Setup(ctx, p); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, paths["cm"]+"/a") + read(t, paths["opt"]+"/k"); got != "newv" {
+		t.Errorf("%q", got)
+	}
+	if _, err := os.Lstat(paths["cm"] + "/b"); !os.IsNotExist(err) {
+		t.Errorf("a key that is gone is still there: %v", err)
+	}
+	if old, _ := filepath.Glob(paths["cm"] + "/..version-*"); len(old) != 1 {
+		t.Errorf("versions left: %v", old)
+	}
+}
+
+func TestModesAndGroup(t *testing.T) {
+	m, objects, _, _ := newManager(t)
+	objects.secrets["s"] = &corev1.Secret{Data: map[string][]byte{"k": []byte("v"), "l": nil}}
+	def, one, gid := int32(0o400), int32(0o777), int64(4321)
+	p := pod(
+		corev1.Volume{Name: "s", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "s", DefaultMode: &def,
+			Items: []corev1.KeyToPath{{Key: "k", Path: "x/y"}, {Key: "l", Path: "l", Mode: &one}}}}},
+		corev1.Volume{Name: "e", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+		corev1.Volume{Name: "m", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: "Memory", SizeLimit: resource.NewQuantity(1<<20, resource.BinarySI)}}},
+	)
+	p.Spec.SecurityContext = &corev1.PodSecurityContext{FSGroup: &gid}
+	paths, _, err := m.Setup(context.Background(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]fs.FileMode{
+		paths["s"] + "/x/y": 0o440, paths["s"] + "/l": 0o777,
+		paths["e"]: 0o777 | fs.ModeSetgid | fs.ModeDir, paths["m"]: 0o777 | fs.ModeSetgid | fs.ModeDir,
+	} {
+		if fi, err := os.Stat(path); err != nil || fi.Mode() != want {
+			t.Errorf("%s: %v %v, want %v", path, fi.Mode(), err, want)
+		}
+	}
+	if err := os.WriteFile(paths["m"]+"/big", make([]byte, 2<<20), 0o600); err == nil {
+		t.Error("sizeLimit of a Memory medium is not kept")
+	}
+}
+
+func TestTokenIsKeptAndRenewed(t *testing.T) {
+	m, _, tokens, advance := newManager(t)
+	life := int64(3600)
+	p := pod(corev1.Volume{Name: "t", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+		{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token", ExpirationSeconds: &life}}}}}})
+	setup := func() time.Duration {
+		t.Helper()
+		_, again, err := m.Setup(context.Background(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return again.Sub(m.cfg.Now())
+	}
+	if d := setup(); d != 48*time.Minute {
+		t.Errorf("renew in %v", d)
+	}
+	advance(47 * time.Minute)
+	if setup(); tokens.n != 1 {
+		t.Error("renewed too early")
+	}
+	advance(2 * time.Minute)
+	if setup(); tokens.n != 2 {
+		t.Error("not renewed")
+	}
+}
+
+func TestSubPathStaysInside(t *testing.T) {
+	m, _, _, _ := newManager(t)
+	p := pod(corev1.Volume{Name: "e", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+	paths, _, err := m.Setup(context.Background(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc", paths["e"]+"/out"); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"out", "out/passwd", "../..", "/etc"} {
+		if got, err := m.SubPath("uid-1", "c", 0, paths["e"], bad, false); err == nil {
+			t.Errorf("%s leads to %s", bad, got)
+		}
+	}
+	for range 2 {
+		got, err := m.SubPath("uid-1", "c", 1, paths["e"], "a/b", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(got+"/f", []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if read(t, paths["e"]+"/a/b/f") != "x" {
+			t.Error("the subPath is another folder")
+		}
+	}
+}
