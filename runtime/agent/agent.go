@@ -1,0 +1,246 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"edged/apiserver/registry"
+	"edged/runtime/engine"
+	"edged/runtime/pod"
+)
+
+// Events is where the engine tells of containers that ended.
+type Events interface{ Events() <-chan engine.Event }
+
+// Leftovers are what earlier Pods may have left on the device.
+type Leftovers interface {
+	// Keep removes everything that belongs to no Pod of uids.
+	Keep(ctx context.Context, uids []string) error
+}
+
+// Config is what an Agent needs.
+type Config struct {
+	NodeName  string
+	Registry  *registry.Registry
+	Device    *pod.Device
+	Events    Events
+	Leftovers []Leftovers
+	Logger    *slog.Logger
+}
+
+// Agent runs this device's Pods.
+type Agent struct {
+	cfg  Config
+	log  *slog.Logger
+	pods registry.Client[*corev1.Pod]
+	wake chan struct{}
+	out  *statusWriter
+
+	mu sync.Mutex
+	// guarded by mu
+	changed map[string]*corev1.Pod // by uid, newest wins; nil: gone from the cluster
+	workers map[string]*worker     // by uid
+	byName  map[string]string      // namespace/name -> uid
+}
+
+type worker struct {
+	*pod.Worker
+	pod *corev1.Pod // newest
+}
+
+// New returns an agent; Run starts it.
+func New(cfg Config) *Agent {
+	a := &Agent{
+		cfg: cfg, log: cfg.Logger, pods: registry.For[*corev1.Pod](cfg.Registry), wake: make(chan struct{}, 1),
+		changed: map[string]*corev1.Pod{}, workers: map[string]*worker{}, byName: map[string]string{},
+	}
+	a.out = newStatusWriter(a.pods, cfg.Logger)
+	return a
+}
+
+// Run keeps the device's Pods running until ctx ends. Containers stay.
+func (a *Agent) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() { a.out.run(ctx) })
+	wg.Go(func() { a.readEvents(ctx) })
+	defer a.pods.Subscribe(a.podChanged)()
+	// The replica has shown everything it holds: what is left over is nobody's.
+	a.removeLeftovers(ctx)
+	defer registry.For[*corev1.ConfigMap](a.cfg.Registry).Subscribe(func(e registry.Event[*corev1.ConfigMap]) {
+		a.objectChanged(e.Object.Namespace, func(p *corev1.Pod) bool { return usesConfigMap(p, e.Object.Name) })
+	})()
+	defer registry.For[*corev1.Secret](a.cfg.Registry).Subscribe(func(e registry.Event[*corev1.Secret]) {
+		a.objectChanged(e.Object.Namespace, func(p *corev1.Pod) bool { return usesSecret(p, e.Object.Name) })
+	})()
+	for {
+		a.feed(ctx, &wg)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.wake:
+		}
+	}
+}
+
+// podChanged runs on the cache's goroutine: it notes the Pod and returns.
+func (a *Agent) podChanged(e registry.Event[*corev1.Pod]) {
+	p := e.Object
+	if p.Spec.NodeName != a.cfg.NodeName {
+		return
+	}
+	a.mu.Lock()
+	if e.Type == watch.Deleted {
+		a.changed[string(p.UID)] = nil
+	} else {
+		a.changed[string(p.UID)] = p
+	}
+	a.mu.Unlock()
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// objectChanged pokes the Pods that use an object.
+func (a *Agent) objectChanged(ns string, uses func(*corev1.Pod) bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.workers {
+		if w.pod.Namespace == ns && uses(w.pod) {
+			w.Poke()
+		}
+	}
+}
+
+// feed hands what changed to the workers, and starts those of new Pods.
+func (a *Agent) feed(ctx context.Context, wg *sync.WaitGroup) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for uid, p := range a.changed {
+		w := a.workers[uid]
+		switch {
+		case p == nil && w == nil:
+		case p == nil:
+			// Deleted by force: the object is gone, its containers are not.
+			w.Update(vanished(w.pod))
+		case w == nil:
+			a.start(ctx, wg, p)
+		default:
+			w.pod = p
+			w.Update(p)
+		}
+	}
+	clear(a.changed)
+}
+
+// vanished is a Pod whose object is gone: it ends, with little grace.
+func vanished(p *corev1.Pod) *corev1.Pod {
+	p = p.DeepCopy()
+	now, grace := metav1.Now(), int64(1)
+	p.DeletionTimestamp, p.DeletionGracePeriodSeconds = &now, &grace
+	return p
+}
+
+func (a *Agent) start(ctx context.Context, wg *sync.WaitGroup, p *corev1.Pod) {
+	uid := string(p.UID)
+	w := &worker{Worker: pod.NewWorker(a.cfg.Device, p, a.out.set), pod: p}
+	w.Update(p)
+	a.workers[uid] = w
+	a.byName[p.Namespace+"/"+p.Name] = uid
+	wg.Go(func() {
+		if !w.Run(ctx) {
+			return
+		}
+		a.mu.Lock()
+		last := w.pod
+		delete(a.workers, uid)
+		if name := last.Namespace + "/" + last.Name; a.byName[name] == uid {
+			delete(a.byName, name)
+		}
+		a.mu.Unlock()
+		a.out.remove(last)
+	})
+}
+
+// readEvents pokes the worker of each container that ended.
+func (a *Agent) readEvents(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e, ok := <-a.cfg.Events.Events():
+			if !ok {
+				return
+			}
+			a.containerEnded(e)
+		}
+	}
+}
+
+func (a *Agent) containerEnded(e engine.Event) {
+	uid := ""
+	if e.Type == engine.EventExit {
+		for _, c := range a.cfg.Device.Engine.List() {
+			if c.ID == e.ID {
+				uid, _, _ = pod.Owner(c)
+			}
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if w := a.workers[uid]; w != nil {
+		w.Poke()
+		return
+	}
+	if e.Type == engine.EventResync {
+		for _, w := range a.workers {
+			w.Poke()
+		}
+	}
+}
+
+// removeLeftovers stops containers that belong to no Pod of this device, and
+// removes what such Pods left.
+func (a *Agent) removeLeftovers(ctx context.Context) {
+	var uids []string
+	known := map[string]bool{}
+	for _, p := range a.pods.ByIndex(registry.IndexNode, a.cfg.NodeName) {
+		uids = append(uids, string(p.UID))
+		known[string(p.UID)] = true
+	}
+	for _, c := range a.cfg.Device.Engine.List() {
+		uid, ns, name := pod.Owner(c)
+		if known[uid] {
+			continue
+		}
+		a.log.Info("a container that no Pod wants is removed", "pod", ns+"/"+name, "container", c.ID)
+		if err := a.cfg.Device.Engine.Delete(ctx, c.ID); err != nil && !errors.Is(err, engine.ErrNotFound) {
+			a.log.Error("a container that no Pod wants is still there", "container", c.ID, "err", err)
+		}
+	}
+	for _, l := range a.cfg.Leftovers {
+		if err := l.Keep(ctx, uids); err != nil {
+			a.log.Error("leftovers of Pods are still there", "err", err)
+		}
+	}
+}
+
+// Find returns the Pod and its worker, for requests that people make about it.
+func (a *Agent) Find(namespace, name string) (*corev1.Pod, *pod.Worker, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w := a.workers[a.byName[namespace+"/"+name]]
+	if w == nil {
+		return nil, nil, false
+	}
+	return w.pod, w.Worker, true
+}

@@ -1,0 +1,164 @@
+package agent
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"edged/apiserver/registry"
+	"edged/runtime/engine"
+)
+
+// Objects reads what Pods are made from out of this device's replica. It is
+// runtime/pod's Objects.
+type Objects struct {
+	configMaps registry.Client[*corev1.ConfigMap]
+	secrets    registry.Client[*corev1.Secret]
+	services   registry.Client[*corev1.Service]
+	nodes      registry.Client[*corev1.Node]
+	node       string
+}
+
+// NewObjects reads from r, for Pods on node.
+func NewObjects(r *registry.Registry, node string) *Objects {
+	return &Objects{
+		registry.For[*corev1.ConfigMap](r), registry.For[*corev1.Secret](r), registry.For[*corev1.Service](r),
+		registry.For[*corev1.Node](r), node,
+	}
+}
+
+// ConfigMap returns a ConfigMap; it is shared.
+func (o *Objects) ConfigMap(ns, name string) (*corev1.ConfigMap, bool) {
+	return o.configMaps.Get(ns, name)
+}
+
+// Secret returns a Secret; it is shared.
+func (o *Objects) Secret(ns, name string) (*corev1.Secret, bool) { return o.secrets.Get(ns, name) }
+
+// Services lists a namespace's Services; they are shared.
+func (o *Objects) Services(ns string) []*corev1.Service { return o.services.List(ns) }
+
+// Allocatable is what this device gives to Pods.
+func (o *Objects) Allocatable() corev1.ResourceList {
+	n, ok := o.nodes.Get("", o.node)
+	if !ok {
+		return nil
+	}
+	return n.Status.Allocatable
+}
+
+// PullAuth returns the credentials of the Pod's imagePullSecrets, and a key that
+// is equal for equal credentials.
+func (o *Objects) PullAuth(p *corev1.Pod) (func(host string) engine.Auth, string) {
+	var auths []map[string]dockerAuth
+	var key strings.Builder
+	for _, ref := range p.Spec.ImagePullSecrets {
+		s, ok := o.secrets.Get(p.Namespace, ref.Name)
+		if !ok {
+			continue
+		}
+		var a map[string]dockerAuth
+		switch s.Type {
+		case corev1.SecretTypeDockerConfigJson:
+			var c struct{ Auths map[string]dockerAuth }
+			if json.Unmarshal(s.Data[corev1.DockerConfigJsonKey], &c) != nil {
+				continue
+			}
+			a = c.Auths
+		case corev1.SecretTypeDockercfg:
+			if json.Unmarshal(s.Data[corev1.DockerConfigKey], &a) != nil {
+				continue
+			}
+		}
+		auths = append(auths, a)
+		key.WriteString(string(s.UID) + "@" + s.ResourceVersion + " ")
+	}
+	if len(auths) == 0 {
+		return nil, ""
+	}
+	return func(host string) engine.Auth {
+		for _, a := range auths {
+			for registry, d := range a {
+				if h := registryHost(registry); h == host || h == "index.docker.io" && host == "registry-1.docker.io" {
+					return d.auth()
+				}
+			}
+		}
+		return engine.Auth{}
+	}, key.String()
+}
+
+type dockerAuth struct {
+	Username, Password, Auth string
+	IdentityToken            string
+}
+
+func (d dockerAuth) auth() engine.Auth {
+	if d.Username == "" && d.Auth != "" {
+		if data, err := base64.StdEncoding.DecodeString(d.Auth); err == nil {
+			d.Username, d.Password, _ = strings.Cut(string(data), ":")
+		}
+	}
+	return engine.Auth{Username: d.Username, Password: d.Password, IdentityToken: d.IdentityToken}
+}
+
+func registryHost(s string) string {
+	s = strings.TrimPrefix(strings.TrimPrefix(s, "https://"), "http://")
+	host, _, _ := strings.Cut(s, "/")
+	return host
+}
+
+// usesConfigMap tells whether a change of the ConfigMap concerns the Pod.
+func usesConfigMap(p *corev1.Pod, name string) bool {
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		if v.ConfigMap != nil && v.ConfigMap.Name == name {
+			return true
+		}
+		if v.Projected != nil && slices.ContainsFunc(v.Projected.Sources, func(s corev1.VolumeProjection) bool {
+			return s.ConfigMap != nil && s.ConfigMap.Name == name
+		}) {
+			return true
+		}
+	}
+	return envUses(p, func(e *corev1.EnvVarSource) bool {
+		return e.ConfigMapKeyRef != nil && e.ConfigMapKeyRef.Name == name
+	}, func(e corev1.EnvFromSource) bool { return e.ConfigMapRef != nil && e.ConfigMapRef.Name == name })
+}
+
+// usesSecret tells whether a change of the Secret concerns the Pod.
+func usesSecret(p *corev1.Pod, name string) bool {
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		if v.Secret != nil && v.Secret.SecretName == name {
+			return true
+		}
+		if v.Projected != nil && slices.ContainsFunc(v.Projected.Sources, func(s corev1.VolumeProjection) bool {
+			return s.Secret != nil && s.Secret.Name == name
+		}) {
+			return true
+		}
+	}
+	return envUses(p, func(e *corev1.EnvVarSource) bool {
+		return e.SecretKeyRef != nil && e.SecretKeyRef.Name == name
+	}, func(e corev1.EnvFromSource) bool { return e.SecretRef != nil && e.SecretRef.Name == name })
+}
+
+func envUses(p *corev1.Pod, from func(*corev1.EnvVarSource) bool, all func(corev1.EnvFromSource) bool) bool {
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			for j := range list[i].Env {
+				if f := list[i].Env[j].ValueFrom; f != nil && from(f) {
+					return true
+				}
+			}
+			if slices.ContainsFunc(list[i].EnvFrom, all) {
+				return true
+			}
+		}
+	}
+	return false
+}

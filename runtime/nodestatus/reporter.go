@@ -1,0 +1,335 @@
+package nodestatus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	goruntime "runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"edged/apiserver/registry"
+	"edged/runtime/engine"
+)
+
+const (
+	// maxPods is the kubelet's default.
+	maxPods = 110
+	// lookEvery is how often the disk is looked at.
+	lookEvery = time.Minute
+	// maxImages bounds the list in the Node object, as the kubelet's default.
+	maxImages = 50
+	// lowDisk is the share of free bytes or inodes below which the device is
+	// under disk pressure, the kubelet's default for nodefs.
+	lowDisk = 0.10
+	// lowMemory in bytes is the kubelet's default for memory.available.
+	lowMemory = 100 << 20
+)
+
+// Images lists the device's images.
+type Images interface {
+	Images(ctx context.Context) ([]engine.Image, error)
+}
+
+// Config is what a Reporter needs.
+type Config struct {
+	NodeName    string
+	IP          func() netip.Addr
+	KubeletPort int32
+	// Version is the kubelet version to report, e.g. v1.37.2+edged.
+	Version string
+	// DataDir is on the disk whose room is reported.
+	DataDir string
+	// ClusterCIDR is where the device takes a /24 from if it has none.
+	ClusterCIDR netip.Prefix
+	Labels      map[string]string
+	Taints      []corev1.Taint // at registration only
+	Registry    *registry.Registry
+	Images      Images
+	// Ready says why the device cannot run Pods; nil is ready.
+	Ready  func() error
+	Logger *slog.Logger
+}
+
+// Reporter writes the Node object.
+type Reporter struct {
+	cfg   Config
+	nodes registry.Client[*corev1.Node]
+	wake  chan struct{}
+}
+
+// New returns a Reporter.
+func New(cfg Config) *Reporter {
+	return &Reporter{cfg: cfg, nodes: registry.For[*corev1.Node](cfg.Registry), wake: make(chan struct{}, 1)}
+}
+
+// Changed makes the Reporter look again soon.
+func (r *Reporter) Changed() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Register makes the Node object if it is not there, and returns it with the
+// range of Pod addresses that the device has.
+func (r *Reporter) Register(ctx context.Context) (*corev1.Node, error) {
+	if n, ok := r.nodes.Get("", r.cfg.NodeName); ok && n.Spec.PodCIDR != "" {
+		return n, nil
+	}
+	cidr, err := freeCIDR(r.cfg.ClusterCIDR, r.nodes.List(""))
+	if err != nil {
+		return nil, err
+	}
+	labels := map[string]string{
+		corev1.LabelHostname: r.cfg.NodeName, corev1.LabelOSStable: goruntime.GOOS, corev1.LabelArchStable: goruntime.GOARCH,
+		"beta.kubernetes.io/os": goruntime.GOOS, "beta.kubernetes.io/arch": goruntime.GOARCH,
+	}
+	maps.Copy(labels, r.cfg.Labels)
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: r.cfg.NodeName, Labels: labels},
+		Spec:       corev1.NodeSpec{PodCIDR: cidr.String(), PodCIDRs: []string{cidr.String()}, Taints: r.cfg.Taints},
+	}
+	node, err = r.nodes.Create(ctx, node)
+	if apierrors.IsAlreadyExists(err) {
+		return r.nodes.Update(ctx, "", r.cfg.NodeName, func(n *corev1.Node) error {
+			if n.Spec.PodCIDR == "" {
+				n.Spec.PodCIDR, n.Spec.PodCIDRs = cidr.String(), []string{cidr.String()}
+			}
+			return nil
+		})
+	}
+	return node, err
+}
+
+// freeCIDR is the first /24 of the cluster's that no Node has.
+func freeCIDR(cluster netip.Prefix, nodes []*corev1.Node) (netip.Prefix, error) {
+	taken := map[string]bool{}
+	for _, n := range nodes {
+		taken[n.Spec.PodCIDR] = true
+	}
+	for a := cluster.Addr(); cluster.Contains(a); {
+		p := netip.PrefixFrom(a, max(24, cluster.Bits()))
+		if !taken[p.String()] {
+			return p, nil
+		}
+		b := a.As4()
+		b[2]++
+		if b[2] == 0 {
+			b[1]++
+		}
+		a = netip.AddrFrom4(b)
+	}
+	return netip.Prefix{}, fmt.Errorf("--cluster-cidr %s has no /24 left for this device", cluster)
+}
+
+// Run keeps the status true until ctx ends.
+func (r *Reporter) Run(ctx context.Context) error {
+	t := time.NewTicker(lookEvery)
+	defer t.Stop()
+	for failing := false; ; {
+		err := r.report(ctx)
+		switch {
+		case err != nil && ctx.Err() == nil && !failing:
+			r.cfg.Logger.Warn("the Node's status is not written", "err", err)
+		case err == nil && failing:
+			r.cfg.Logger.Info("the Node's status is written again")
+		}
+		failing = err != nil
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.wake:
+		case <-t.C:
+		}
+	}
+}
+
+func (r *Reporter) report(ctx context.Context) error {
+	images, err := r.cfg.Images.Images(ctx)
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	m, err := look(r.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	now := metav1.Now()
+	set := func(n *corev1.Node) error {
+		r.fill(n, m, images, now)
+		return nil
+	}
+	_, err = r.nodes.UpdateStatus(ctx, "", r.cfg.NodeName, set)
+	if apierrors.IsNotFound(err) {
+		// Deleted while the device runs: it is here, so it comes back.
+		if _, err := r.Register(ctx); err != nil {
+			return err
+		}
+		_, err = r.nodes.UpdateStatus(ctx, "", r.cfg.NodeName, set)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = r.nodes.Update(ctx, "", r.cfg.NodeName, func(n *corev1.Node) error {
+		if n.Labels == nil {
+			n.Labels = map[string]string{}
+		}
+		n.Labels[corev1.LabelHostname], n.Labels[corev1.LabelOSStable], n.Labels[corev1.LabelArchStable] = r.cfg.NodeName, goruntime.GOOS, goruntime.GOARCH
+		maps.Copy(n.Labels, r.cfg.Labels)
+		return nil
+	})
+	return err
+}
+
+// machine is what the device has.
+type machine struct {
+	memory, available     int64
+	disk, free            int64
+	inodes, freeInodes    uint64
+	kernel, osImage       string
+	machineID, bootID, os string
+}
+
+func look(dataDir string) (m machine, err error) {
+	info, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return m, err
+	}
+	for line := range strings.Lines(string(info)) {
+		var kib int64
+		if n, _ := fmt.Sscanf(line, "MemTotal: %d kB", &kib); n == 1 {
+			m.memory = kib << 10
+		}
+		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
+			m.available = kib << 10
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dataDir, &st); err != nil {
+		return m, fmt.Errorf("look at the disk of %s: %w", dataDir, err)
+	}
+	m.disk, m.free = int64(st.Blocks)*int64(st.Bsize), int64(st.Bavail)*int64(st.Bsize)
+	m.inodes, m.freeInodes = st.Files, st.Ffree
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return m, err
+	}
+	m.kernel = unix.ByteSliceToString(uts.Release[:])
+	m.osImage = "Linux"
+	if data, err := os.ReadFile("/etc/os-release"); err == nil {
+		for line := range strings.Lines(string(data)) {
+			if v, ok := strings.CutPrefix(strings.TrimSpace(line), "PRETTY_NAME="); ok {
+				m.osImage = strings.Trim(v, `"`)
+			}
+		}
+	}
+	m.machineID = readLine("/etc/machine-id")
+	m.bootID = readLine("/proc/sys/kernel/random/boot_id")
+	return m, nil
+}
+
+func readLine(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
+}
+
+// fill writes what is known into n, and nothing else.
+func (r *Reporter) fill(n *corev1.Node, m machine, images []engine.Image, now metav1.Time) {
+	s := &n.Status
+	set := func(list *corev1.ResourceList, name corev1.ResourceName, q resource.Quantity) {
+		if *list == nil {
+			*list = corev1.ResourceList{}
+		}
+		(*list)[name] = q
+	}
+	for _, list := range []*corev1.ResourceList{&s.Capacity, &s.Allocatable} {
+		set(list, corev1.ResourceCPU, *resource.NewQuantity(int64(goruntime.NumCPU()), resource.DecimalSI))
+		set(list, corev1.ResourceMemory, *resource.NewQuantity(m.memory, resource.BinarySI))
+		set(list, corev1.ResourcePods, *resource.NewQuantity(maxPods, resource.DecimalSI))
+		set(list, corev1.ResourceEphemeralStorage, *resource.NewQuantity(m.disk, resource.BinarySI))
+	}
+	// What others gave the Node is allocatable too.
+	for name, q := range s.Capacity {
+		if _, ok := s.Allocatable[name]; !ok {
+			s.Allocatable[name] = q
+		}
+	}
+	s.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: r.cfg.IP().String()}, {Type: corev1.NodeHostName, Address: r.cfg.NodeName}}
+	s.DaemonEndpoints.KubeletEndpoint.Port = r.cfg.KubeletPort
+	s.NodeInfo = corev1.NodeSystemInfo{
+		MachineID: m.machineID, SystemUUID: m.machineID, BootID: m.bootID, KernelVersion: m.kernel, OSImage: m.osImage,
+		ContainerRuntimeVersion: "containerd://2.4.2", KubeletVersion: r.cfg.Version, OperatingSystem: goruntime.GOOS, Architecture: goruntime.GOARCH,
+	}
+	s.Images = imageList(images)
+	lowMem := m.available > 0 && m.available < min(lowMemory, m.memory/20)
+	lowSpace := float64(m.free) < lowDisk*float64(m.disk) || m.inodes > 0 && float64(m.freeInodes) < 0.05*float64(m.inodes)
+	condition(s, corev1.NodeMemoryPressure, lowMem, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory", "kubelet has insufficient memory available", "kubelet has sufficient memory available", now)
+	condition(s, corev1.NodeDiskPressure, lowSpace, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure", "kubelet has disk pressure", "kubelet has no disk pressure", now)
+	condition(s, corev1.NodePIDPressure, false, "KubeletHasInsufficientPID", "KubeletHasSufficientPID", "kubelet has insufficient PID available", "kubelet has sufficient PID available", now)
+	message := "kubelet is posting ready status"
+	err := r.cfg.Ready()
+	if err != nil {
+		message = err.Error()
+	}
+	condition(s, corev1.NodeReady, err == nil, "KubeletReady", "KubeletNotReady", message, message, now)
+}
+
+// condition sets a condition; its heartbeat is the time of its last change.
+func condition(s *corev1.NodeStatus, t corev1.NodeConditionType, is bool, yes, no, yesText, noText string, now metav1.Time) {
+	c := corev1.NodeCondition{Type: t, Status: corev1.ConditionFalse, Reason: no, Message: noText, LastHeartbeatTime: now, LastTransitionTime: now}
+	if is {
+		c.Status, c.Reason, c.Message = corev1.ConditionTrue, yes, yesText
+	}
+	i := slices.IndexFunc(s.Conditions, func(o corev1.NodeCondition) bool { return o.Type == t })
+	if i < 0 {
+		s.Conditions = append(s.Conditions, c)
+		return
+	}
+	old := s.Conditions[i]
+	if old.Status == c.Status && old.Reason == c.Reason && old.Message == c.Message {
+		return
+	}
+	if old.Status == c.Status {
+		c.LastTransitionTime = old.LastTransitionTime
+	}
+	s.Conditions[i] = c
+}
+
+// imageList is the largest images first.
+func imageList(images []engine.Image) []corev1.ContainerImage {
+	var out []corev1.ContainerImage
+	for _, im := range images {
+		names := append(slices.Clone(im.RepoDigests), im.Names...)
+		if len(names) > 5 {
+			names = names[:5]
+		}
+		out = append(out, corev1.ContainerImage{Names: names, SizeBytes: im.SizeBytes})
+	}
+	slices.SortFunc(out, func(a, b corev1.ContainerImage) int {
+		if a.SizeBytes != b.SizeBytes {
+			return int(min(max(b.SizeBytes-a.SizeBytes, -1), 1))
+		}
+		return slices.Compare(a.Names, b.Names)
+	})
+	if len(out) > maxImages {
+		out = out[:maxImages]
+	}
+	return out
+}
+
+// ErrStarting is a Ready of a device that is not up yet.
+var ErrStarting = errors.New("container runtime is starting")

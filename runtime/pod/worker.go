@@ -1,0 +1,719 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+
+	"edged/runtime/engine"
+	"edged/runtime/image"
+	"edged/runtime/podlog"
+	"edged/runtime/probe"
+	"edged/runtime/sandbox"
+)
+
+// Engine is what a worker needs of runtime/engine.
+type Engine interface {
+	Create(ctx context.Context, spec engine.ContainerSpec) error
+	Start(ctx context.Context, id string) error
+	Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error
+	Delete(ctx context.Context, id string) error
+	List() []engine.Container
+	Stdio(ctx context.Context, id string) (engine.Stdio, error)
+	Exec(ctx context.Context, id string, spec engine.ExecSpec, streams engine.Streams) (int, error)
+	UpdateResources(ctx context.Context, id string, r engine.Resources) error
+}
+
+// Volumes is what a worker needs of runtime/volume.
+type Volumes interface {
+	Setup(ctx context.Context, pod *corev1.Pod) (paths map[string]string, again time.Time, err error)
+	SubPath(uid, container string, index int, volumePath, subPath string, readOnly bool) (string, error)
+	Teardown(ctx context.Context, uid string) error
+	PodRunDir(uid string) string
+}
+
+// Network connects a Pod's network namespace and returns its addresses.
+type Network interface {
+	Attach(ctx context.Context, pod *corev1.Pod, netns string) ([]string, error)
+	Detach(ctx context.Context, uid string) error
+}
+
+// Images makes images present.
+type Images interface {
+	Ensure(ctx context.Context, r image.Request) (engine.Image, error)
+	Forget(podUID string)
+}
+
+// Sandboxes is what a worker needs of runtime/sandbox.
+type Sandboxes interface {
+	Ensure(uid string, o sandbox.Options) (box sandbox.Sandbox, fresh bool, err error)
+	Remove(uid string) error
+}
+
+// Device is what all Pods of this device share.
+type Device struct {
+	Engine    Engine
+	Volumes   Volumes
+	Network   Network
+	Images    Images
+	Sandboxes Sandboxes
+	Objects   Objects
+	// Auth returns the credentials of a Pod's imagePullSecrets for a registry.
+	Auth func(pod *corev1.Pod) (auth func(host string) engine.Auth, key string)
+	// Event reports to the user; container is "" for the Pod itself.
+	Event       func(pod *corev1.Pod, container, eventType, reason, message string)
+	DNS         DNS
+	HostIP      func() string
+	LogRoot     string // /var/log/pods
+	SeccompDir  string
+	MemoryBytes int64
+	Logger      *slog.Logger
+}
+
+// memory is what a worker remembers of a container beside its records.
+type memory struct {
+	backOff  time.Duration
+	backedID string // the attempt whose end backOff already counts
+	blocked  *waiting
+	image    *engine.Image
+	pulling  bool
+	runID    string // the attempt that the rest is about
+	started  bool
+	ready    bool
+	dead     bool
+	hooking  bool
+	hookFail string
+	probes   *probe.Set
+	log      *podlog.Writer
+	logDone  bool
+	stopping *stopping
+	applied  *corev1.ResourceRequirements
+	message  string // termination message, once read
+	messaged bool
+}
+
+// stopping is a stop under way.
+type stopping struct {
+	deadline  time.Time
+	hookDone  bool
+	signaled  bool
+	killed    bool
+	unhealthy bool
+}
+
+// Worker runs one Pod. Update, Stop and Poke may be called from any goroutine.
+type Worker struct {
+	dev    *Device
+	uid    string
+	report func(*corev1.Pod, corev1.PodStatus)
+	wake   chan struct{} // holds one: only that something changed matters
+
+	mu sync.Mutex
+	// guarded by mu
+	next    wanted // newest wins
+	grace   *int64 // of the deletion, in seconds
+	results []func()
+
+	// owned by Run
+	w        wanted
+	mem      map[string]*memory
+	box      sandbox.Sandbox
+	podIPs   []string
+	boxReady bool
+	volumes  map[string]string
+	again    time.Time // when volumes want to be looked at
+	blockErr string    // the last sandbox or volume error told
+	blocked  time.Time // until when it is not tried again
+	began    time.Time
+	begun    bool
+	tidied   bool
+	last     *corev1.PodStatus
+	tasks    sync.WaitGroup
+	cancel   context.CancelFunc
+}
+
+// NewWorker returns the worker of a Pod. report receives the Pod's status
+// whenever it changed.
+func NewWorker(dev *Device, pod *corev1.Pod, report func(*corev1.Pod, corev1.PodStatus)) *Worker {
+	return &Worker{dev: dev, uid: string(pod.UID), report: report, wake: make(chan struct{}, 1),
+		next: wanted{pod: pod, failed: admit(pod)}, mem: map[string]*memory{}, began: time.Now()}
+}
+
+// Update gives the worker the newest Pod.
+func (w *Worker) Update(pod *corev1.Pod) {
+	w.mu.Lock()
+	w.next.pod = pod
+	if pod.DeletionTimestamp != nil {
+		w.next.ending = true
+		grace := int64(corev1.DefaultTerminationGracePeriodSeconds)
+		if g := pod.DeletionGracePeriodSeconds; g != nil {
+			grace = *g
+		}
+		if w.grace == nil || grace < *w.grace { // it may only shrink
+			w.grace = &grace
+		}
+	}
+	w.mu.Unlock()
+	w.Poke()
+}
+
+// End stops the Pod's containers for good; fail, if not nil, is why the Pod has
+// failed. grace is in seconds.
+func (w *Worker) End(grace int64, reason, message string) {
+	w.mu.Lock()
+	w.next.ending = true
+	if reason != "" {
+		w.next.failed = &failure{reason, message}
+	}
+	if w.grace == nil || grace < *w.grace {
+		w.grace = &grace
+	}
+	w.mu.Unlock()
+	w.Poke()
+}
+
+// Poke makes the worker look again.
+func (w *Worker) Poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// later runs f on the worker's goroutine.
+func (w *Worker) later(f func()) {
+	w.mu.Lock()
+	w.results = append(w.results, f)
+	w.mu.Unlock()
+	w.Poke()
+}
+
+// Run runs the Pod until ctx ends, which leaves its containers alone, or until
+// the Pod is being deleted and nothing of it is left on the device: then it
+// returns true.
+func (w *Worker) Run(ctx context.Context) (gone bool) {
+	ctx, w.cancel = context.WithCancel(ctx)
+	defer w.close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-w.wake:
+		case <-timer.C:
+		}
+		gone, at := w.step(ctx)
+		if gone {
+			return true
+		}
+		timer.Stop()
+		if !at.IsZero() {
+			timer.Reset(max(time.Until(at), 0))
+		}
+	}
+}
+
+func (w *Worker) close() {
+	w.cancel()
+	for _, m := range w.mem {
+		if m.probes != nil {
+			m.probes.Stop()
+		}
+		if m.log != nil {
+			m.log.Close()
+		}
+	}
+	w.tasks.Wait()
+}
+
+// task runs f beside the worker; it ends with the worker's context.
+func (w *Worker) task(f func()) { w.tasks.Go(f) }
+
+// step takes in what changed, decides, acts once, and reports.
+func (w *Worker) step(ctx context.Context) (gone bool, at time.Time) {
+	w.mu.Lock()
+	w.w = w.next
+	results := w.results
+	w.results = nil
+	w.mu.Unlock()
+	for _, f := range results {
+		f()
+	}
+	now := time.Now()
+	all := w.observe(ctx)
+	w.checkDeadline(now)
+	p := decide(w.w, all, now)
+	acted := false
+	if p.sandbox && !w.prepare(ctx, now) {
+		p.wake(w.blocked)
+		p.start = nil
+	}
+	p.wake(w.again)
+	for _, s := range p.stop {
+		w.beginStop(ctx, w.find(all, s.name), s)
+	}
+	p.wake(w.driveStops(ctx, all, now))
+	for _, name := range p.start {
+		o := w.find(all, name)
+		if started := w.start(ctx, o); started {
+			acted = true
+		}
+	}
+	if acted {
+		w.Poke() // decide again with what is running now
+		all = w.observe(ctx)
+		p2 := decide(w.w, all, now)
+		p.waits, p.start = p2.waits, p2.start
+	}
+	w.waitsOf(all, &p)
+	if p.finished && !w.tidied {
+		w.tidied = w.tidy(ctx)
+		if !w.tidied {
+			p.wake(now.Add(time.Second))
+		}
+	}
+	w.tell(status(w.w, all, p, w.facts(), now))
+	if p.finished && w.tidied && w.w.pod.DeletionTimestamp != nil {
+		if err := w.forget(ctx); err != nil {
+			w.dev.Logger.Error("a Pod is not removed from the device yet", "pod", w.name(), "err", err)
+			return false, now.Add(time.Second)
+		}
+		return true, time.Time{}
+	}
+	return false, p.at
+}
+
+func (w *Worker) name() string { return w.w.pod.Namespace + "/" + w.w.pod.Name }
+
+func (w *Worker) find(all []*observed, name string) *observed {
+	for _, o := range all {
+		if o.c.Name == name {
+			return o
+		}
+	}
+	return nil
+}
+
+// waitsOf adds the reasons that starting just gave.
+func (w *Worker) waitsOf(all []*observed, p *plan) {
+	for _, o := range all {
+		m := w.mem[o.c.Name]
+		if m.blocked != nil && !o.running() {
+			p.waits[o.c.Name] = *m.blocked
+			p.wake(m.blocked.until)
+		}
+	}
+}
+
+func (w *Worker) checkDeadline(now time.Time) {
+	pod := w.w.pod
+	d, start := pod.Spec.ActiveDeadlineSeconds, pod.Status.StartTime
+	if d == nil || start == nil || w.w.failed != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+		return
+	}
+	if now.Before(start.Add(time.Duration(*d) * time.Second)) {
+		return
+	}
+	w.w.failed = &failure{"DeadlineExceeded", "Pod was active on the node longer than the specified deadline"}
+	w.mu.Lock()
+	w.next.failed = w.w.failed
+	w.mu.Unlock()
+	w.dev.Event(pod, "", corev1.EventTypeNormal, "DeadlineExceeded", w.w.failed.message)
+}
+
+// observe puts together the spec, the engine's records and the memory.
+func (w *Worker) observe(ctx context.Context) []*observed {
+	found := runs(w.uid, w.dev.Engine.List())
+	known := statuses(w.w.pod)
+	var all []*observed
+	for _, sl := range slots(w.w.pod) {
+		name := sl.c.Name
+		m := w.mem[name]
+		if m == nil {
+			m = &memory{}
+			w.mem[name] = m
+		}
+		o := &observed{slot: sl, known: known[name]}
+		list := found[name]
+		// A record that was created and never started is what a crash left.
+		for len(list) > 0 && list[len(list)-1].State == engine.Created {
+			w.drop(ctx, list[len(list)-1].ID)
+			list = list[:len(list)-1]
+		}
+		for len(list) > 2 {
+			w.drop(ctx, list[0].ID)
+			list = list[1:]
+		}
+		if n := len(list); n > 0 {
+			o.cur = &list[n-1]
+			o.next = attemptOf(*o.cur) + 1
+			if n > 1 {
+				o.prev = &list[0]
+			}
+		} else if o.known != nil && (o.known.State.Running != nil || o.known.State.Terminated != nil || o.known.LastTerminationState.Terminated != nil) {
+			o.next = int(o.known.RestartCount) + 1
+			if o.known.State.Waiting != nil {
+				o.next = int(o.known.RestartCount) + 1
+			}
+		}
+		w.remember(ctx, o, m)
+		o.backOff, o.blocked, o.started, o.ready, o.dead = m.backOff, m.blocked, m.started, m.ready, m.dead
+		o.hooking, o.hookFail, o.stopping = m.hooking, m.hookFail, m.stopping != nil
+		all = append(all, o)
+	}
+	return all
+}
+
+func (w *Worker) drop(ctx context.Context, id string) {
+	if err := w.dev.Engine.Delete(ctx, id); err != nil && !errors.Is(err, engine.ErrNotFound) {
+		w.dev.Logger.Warn("an old container is not removed yet", "pod", w.name(), "container", id, "err", err)
+	}
+}
+
+// remember keeps the memory of a container in step with its newest attempt.
+func (w *Worker) remember(ctx context.Context, o *observed, m *memory) {
+	switch {
+	case o.running() && m.runID != o.cur.ID:
+		// A daemon that was started again finds its container running.
+		w.resume(ctx, o, m)
+	case o.running() && m.applied != nil && !apiequality.Semantic.DeepEqual(*m.applied, o.c.Resources):
+		w.resize(ctx, o, m)
+	case o.ended() && o.cur != nil:
+		w.settleEnd(o, m)
+	}
+}
+
+// resume takes up a container that runs since before this daemon.
+func (w *Worker) resume(ctx context.Context, o *observed, m *memory) {
+	m.runID, m.started, m.ready = o.cur.ID, true, o.c.ReadinessProbe == nil
+	if o.known != nil && o.known.ContainerID == "containerd://"+o.cur.ID {
+		m.started = o.known.Started == nil || *o.known.Started
+		m.ready = o.known.Ready
+	}
+	r := o.c.Resources
+	m.applied = &r
+	w.follow(ctx, o, m, m.started)
+}
+
+// follow begins to copy a running container's output and to probe it.
+func (w *Worker) follow(ctx context.Context, o *observed, m *memory, resumed bool) {
+	id := o.cur.ID
+	w.openLog(ctx, o, m)
+	if o.c.LivenessProbe == nil && o.c.ReadinessProbe == nil && o.c.StartupProbe == nil {
+		m.started, m.ready = true, true
+		return
+	}
+	host := w.dev.HostIP()
+	if !w.w.pod.Spec.HostNetwork && len(w.podIPs) > 0 {
+		host = w.podIPs[0]
+	} else if !w.w.pod.Spec.HostNetwork {
+		host = w.w.pod.Status.PodIP
+	}
+	pod, container := w.w.pod, o.c
+	m.probes = probe.Start(probe.Target{
+		Container: container, Host: host, StartedAt: o.cur.StartedAt, Resumed: resumed,
+		Exec: func(ctx context.Context, command []string) (int, string, error) { return w.exec(ctx, id, command) },
+	}, func(r probe.Result) {
+		w.later(func() { w.probed(id, m, r) })
+	}, func(kind probe.Kind, output string) {
+		w.dev.Event(pod, container.Name, corev1.EventTypeWarning, "Unhealthy", fmt.Sprintf("%s probe failed: %s", kind, output))
+	})
+}
+
+func (w *Worker) probed(id string, m *memory, r probe.Result) {
+	if m.runID != id {
+		return // of an attempt that is over
+	}
+	switch r.Kind {
+	case probe.Startup:
+		m.started, m.dead = m.started || r.OK, m.dead || !r.OK
+	case probe.Liveness:
+		m.dead = m.dead || !r.OK
+	case probe.Readiness:
+		m.ready = r.OK
+	}
+}
+
+func (w *Worker) exec(ctx context.Context, id string, command []string) (int, string, error) {
+	var out limited
+	code, err := w.dev.Engine.Exec(ctx, id, engine.ExecSpec{Args: command}, engine.Streams{Stdout: &out, Stderr: &out})
+	return code, out.String(), err
+}
+
+// limited keeps the beginning of what is written to it.
+type limited struct {
+	mu   sync.Mutex
+	data []byte
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if room := 10<<10 - len(l.data); room > 0 {
+		l.data = append(l.data, p[:min(room, len(p))]...)
+	}
+	return len(p), nil
+}
+
+func (l *limited) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.data)
+}
+
+func (w *Worker) logDir() string {
+	return podlog.Dir(w.dev.LogRoot, w.w.pod.Namespace, w.w.pod.Name, w.uid)
+}
+
+func (w *Worker) openLog(ctx context.Context, o *observed, m *memory) {
+	io, err := w.dev.Engine.Stdio(ctx, o.cur.ID)
+	if err == nil {
+		m.log, err = podlog.Start(podlog.Path(w.logDir(), o.c.Name, attemptOf(*o.cur)), reader(io.Stdout), reader(io.Stderr), io, w.dev.Logger)
+	}
+	if err != nil {
+		w.dev.Logger.Error("a container's output is not logged", "pod", w.name(), "container", o.c.Name, "err", err)
+	}
+}
+
+// settleEnd ends what went on beside a container that has ended: its probes, and
+// its log once that is complete. It counts the end into the back-off.
+func (w *Worker) settleEnd(o *observed, m *memory) {
+	if m.probes != nil {
+		m.probes.Stop()
+		m.probes = nil
+	}
+	if m.runID != o.cur.ID && m.log == nil && !m.logDone {
+		// It ended while no daemon ran: what it printed waits in its fifos.
+		m.runID = o.cur.ID
+		w.openLog(context.Background(), o, m)
+	}
+	if log := m.log; log != nil {
+		log.Wait()
+		m.log, m.logDone = nil, true
+	}
+	m.started, m.ready, m.dead, m.hooking, m.stopping = false, false, false, false, nil
+	if m.backedID != o.cur.ID {
+		if m.backedID != "" || o.next > 1 {
+			m.backOff = nextBackOff(m.backOff, o.cur.FinishedAt.Sub(o.cur.StartedAt))
+		}
+		m.backedID, m.hookFail = o.cur.ID, ""
+	}
+}
+
+// prepare makes sandbox and volumes; it is false when that failed for now.
+func (w *Worker) prepare(ctx context.Context, now time.Time) bool {
+	if now.Before(w.blocked) {
+		return false
+	}
+	err := w.ensureSandbox(ctx)
+	if err != nil {
+		w.block(now, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+err.Error())
+		return false
+	}
+	if w.volumes, w.again, err = w.dev.Volumes.Setup(ctx, w.w.pod); err != nil {
+		w.block(now, "FailedMount", err.Error())
+		return false
+	}
+	w.blockErr = ""
+	return true
+}
+
+// block puts the Pod off for a while, and tells why once.
+func (w *Worker) block(now time.Time, reason, message string) {
+	w.blocked = now.Add(2 * time.Second)
+	if w.blockErr != message {
+		w.blockErr = message
+		w.dev.Event(w.w.pod, "", corev1.EventTypeWarning, reason, message)
+	}
+}
+
+func (w *Worker) ensureSandbox(ctx context.Context) error {
+	if w.boxReady {
+		return nil
+	}
+	pod := w.w.pod
+	name, _ := hostname(pod, w.dev.DNS.Domain)
+	box, _, err := w.dev.Sandboxes.Ensure(w.uid, sandbox.Options{HostNetwork: pod.Spec.HostNetwork, HostIPC: pod.Spec.HostIPC, Hostname: name})
+	if err != nil {
+		return err
+	}
+	w.box = box
+	if pod.Spec.HostNetwork {
+		w.podIPs = []string{w.dev.HostIP()}
+	} else if w.podIPs, err = w.dev.Network.Attach(ctx, pod, box.Net); err != nil {
+		return err
+	}
+	dir := w.dev.Volumes.PodRunDir(w.uid)
+	hosts, err := hostsFile(pod, w.podIPs, w.dev.DNS.Domain)
+	if err != nil {
+		return err
+	}
+	if err := writeIfChanged(filepath.Join(dir, "etc-hosts"), hosts); err != nil {
+		return err
+	}
+	resolv, err := resolvConf(pod, w.dev.DNS)
+	if err != nil {
+		return err
+	}
+	if err := writeIfChanged(filepath.Join(dir, "resolv.conf"), resolv); err != nil {
+		return err
+	}
+	if pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace {
+		if err := w.ensureHolder(ctx); err != nil {
+			return err
+		}
+	}
+	w.boxReady = true
+	return nil
+}
+
+// holder is the name of the container that keeps a shared PID namespace.
+const holder = "-pid-"
+
+func (w *Worker) holderID() string { return containerID(w.uid, holder, 0) }
+
+func (w *Worker) ensureHolder(ctx context.Context) error {
+	for _, c := range w.dev.Engine.List() {
+		if c.ID != w.holderID() {
+			continue
+		}
+		if c.State == engine.Running {
+			return nil
+		}
+		if err := w.dev.Engine.Delete(ctx, c.ID); err != nil {
+			return err
+		}
+	}
+	err := w.dev.Engine.Create(ctx, engine.ContainerSpec{
+		ID: w.holderID(), Holder: true, CgroupParent: cgroupOf(w.uid), NetNSPath: w.box.Net, IPCNSPath: w.box.IPC, UTSNSPath: w.box.UTS,
+		HostNetwork: w.w.pod.Spec.HostNetwork, HostIPC: w.w.pod.Spec.HostIPC, Seccomp: engine.Profile{Unconfined: true},
+		Labels: map[string]string{labelPodName: w.w.pod.Name, labelPodNamespace: w.w.pod.Namespace, labelPodUID: w.uid, labelContainer: holder},
+	})
+	if err != nil {
+		return err
+	}
+	return w.dev.Engine.Start(ctx, w.holderID())
+}
+
+func (w *Worker) pidNS() string {
+	for _, c := range w.dev.Engine.List() {
+		if c.ID == w.holderID() && c.State == engine.Running {
+			return fmt.Sprintf("/proc/%d/ns/pid", c.PID)
+		}
+	}
+	return ""
+}
+
+func (w *Worker) facts() facts {
+	f := facts{hostIP: w.dev.HostIP(), podIPs: w.podIPs, sandbox: w.boxReady && w.volumes != nil && !w.tidied, started: w.began, images: map[string]engine.Image{}, messages: w.message}
+	for name, m := range w.mem {
+		if m.image != nil {
+			f.images[name] = *m.image
+		}
+	}
+	return f
+}
+
+// tell reports a status that changed.
+func (w *Worker) tell(s corev1.PodStatus) {
+	if w.last != nil && apiequality.Semantic.DeepEqual(*w.last, s) {
+		return
+	}
+	w.last = &s
+	w.report(w.w.pod, s)
+}
+
+// tidy gives back network and namespaces of a Pod that is over. Its records and
+// logs stay until it is deleted.
+func (w *Worker) tidy(ctx context.Context) bool {
+	if w.pidNS() != "" {
+		w.drop(ctx, w.holderID())
+	}
+	err := w.dev.Network.Detach(ctx, w.uid)
+	if err == nil {
+		err = w.dev.Sandboxes.Remove(w.uid)
+	}
+	if err != nil {
+		w.dev.Logger.Error("a Pod's network is not removed yet", "pod", w.name(), "err", err)
+		return false
+	}
+	w.boxReady = false
+	return true
+}
+
+// forget removes the last traces of a Pod.
+func (w *Worker) forget(ctx context.Context) error {
+	for _, list := range runs(w.uid, w.dev.Engine.List()) {
+		for _, c := range list {
+			if err := w.dev.Engine.Delete(ctx, c.ID); err != nil && !errors.Is(err, engine.ErrNotFound) {
+				return err
+			}
+		}
+	}
+	w.dev.Images.Forget(w.uid)
+	return errors.Join(w.dev.Volumes.Teardown(ctx, w.uid), os.RemoveAll(w.logDir()))
+}
+
+// message is the termination message of an attempt that has ended: what it wrote
+// to its file or, if the container asks for it and failed, the end of its log.
+func (w *Worker) message(c engine.Container) string {
+	name := c.Labels[labelContainer]
+	i := slices.IndexFunc(slots(w.w.pod), func(s slot) bool { return s.c.Name == name })
+	if i < 0 {
+		return ""
+	}
+	spec := slots(w.w.pod)[i].c
+	data, err := os.ReadFile(w.terminationLog(name, attemptOf(c)))
+	if err == nil && len(data) > 0 {
+		return string(data[:min(len(data), 4096)])
+	}
+	if spec.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError && c.ExitCode != 0 {
+		return podlog.LastLines(podlog.Path(w.logDir(), name, attemptOf(c)), 80, 2048)
+	}
+	return ""
+}
+
+func (w *Worker) terminationLog(container string, attempt int) string {
+	return filepath.Join(w.dev.Volumes.PodRunDir(w.uid), "termination", fmt.Sprintf("%s.%d", container, attempt))
+}
+
+// reader keeps a nil stream from becoming an interface that is not nil.
+func reader(r io.ReadCloser) io.Reader {
+	if r == nil {
+		return nil
+	}
+	return r
+}
+
+// Log returns the writer of a running container's log, to attach to.
+func (w *Worker) Log(ctx context.Context, container string) (*podlog.Writer, error) {
+	got := make(chan *podlog.Writer, 1)
+	w.later(func() {
+		if m := w.mem[container]; m != nil {
+			got <- m.log
+			return
+		}
+		got <- nil
+	})
+	select {
+	case l := <-got:
+		if l == nil {
+			return nil, fmt.Errorf("container %s is not running", container)
+		}
+		return l, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
