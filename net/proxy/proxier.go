@@ -39,6 +39,7 @@ type Proxier struct {
 
 	hostMu    sync.Mutex // guards the following
 	hostPorts []HostPort
+	redirects []HostPort
 }
 
 // New prepares a proxier; nothing is applied yet.

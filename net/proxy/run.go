@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"context"
+	"net/netip"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,6 +33,22 @@ func (p *Proxier) SetHostPorts(list []HostPort) {
 	p.poke()
 }
 
+// Redirect leads what comes to an address and port of the device itself to
+// another port there, for TCP and UDP: net/dns asks for it where another process
+// has its port. Run applies it.
+func (p *Proxier) Redirect(from netip.AddrPort, to uint16) error {
+	p.hostMu.Lock()
+	for _, proto := range []string{"TCP", "UDP"} {
+		p.redirects = append(p.redirects, HostPort{
+			HostIP: from.Addr(), HostPort: from.Port(), Protocol: proto,
+			PodIPs: []netip.Addr{from.Addr()}, PodPort: to,
+		})
+	}
+	p.hostMu.Unlock()
+	p.poke()
+	return nil
+}
+
 func (p *Proxier) poke() {
 	select {
 	case p.wake <- struct{}{}:
@@ -44,21 +62,21 @@ func (p *Proxier) Run(ctx context.Context, reg *registry.Registry) error {
 	if err := reg.WaitReady(ctx); err != nil {
 		return err
 	}
-	services, slices, nodes := registry.For[*corev1.Service](reg), registry.For[*discoveryv1.EndpointSlice](reg), registry.For[*corev1.Node](reg)
+	services, endpoints, nodes := registry.For[*corev1.Service](reg), registry.For[*discoveryv1.EndpointSlice](reg), registry.For[*corev1.Node](reg)
 	defer subscribe(services, p.poke)()
-	defer subscribe(slices, p.poke)()
+	defer subscribe(endpoints, p.poke)()
 	defer nodes.Subscribe(func(e registry.Event[*corev1.Node]) {
 		if e.Object.Name == p.cfg.NodeName && (e.Old == nil || zoneOf(e.Old) != zoneOf(e.Object)) {
 			p.poke()
 		}
 	})()
 	read := func() State {
-		s := State{Services: services.List(""), Slices: slices.List("")}
+		s := State{Services: services.List(""), Slices: endpoints.List("")}
 		if n, ok := nodes.Get("", p.cfg.NodeName); ok {
 			s.Zone = zoneOf(n)
 		}
 		p.hostMu.Lock()
-		s.HostPorts = p.hostPorts
+		s.HostPorts = append(slices.Clone(p.hostPorts), p.redirects...)
 		p.hostMu.Unlock()
 		return s
 	}
