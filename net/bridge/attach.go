@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	vnetns "github.com/vishvananda/netns"
@@ -51,14 +52,14 @@ func (b *Bridge) Attach(ctx context.Context, req AttachRequest) (Attachment, err
 	if err := ctx.Err(); err != nil {
 		return Attachment{}, err
 	}
-	att, err := b.attachLocked(req)
+	att, err := b.attachLocked(ctx, req)
 	if err != nil {
 		return Attachment{}, fmt.Errorf("bridge %s: attaching pod %s: %w", b.cfg.Name, req.ID, err)
 	}
 	return att, nil
 }
 
-func (b *Bridge) attachLocked(req AttachRequest) (Attachment, error) {
+func (b *Bridge) attachLocked(ctx context.Context, req AttachRequest) (Attachment, error) {
 	ns, err := vnetns.GetFromPath(req.NetNS)
 	if err != nil {
 		return Attachment{}, fmt.Errorf("opening network namespace %s: %w", req.NetNS, err)
@@ -86,7 +87,44 @@ func (b *Bridge) attachLocked(req AttachRequest) (Attachment, error) {
 	if err := b.configure(r, pod, att); err != nil {
 		return Attachment{}, err
 	}
+	if err := b.awaitUp(ctx, att.HostLink, pod, r.IfName); err != nil {
+		return Attachment{}, err
+	}
 	return att, nil
+}
+
+// upWithin bounds awaitUp. It takes below a millisecond, more on a busy device.
+const upWithin = 2 * time.Second
+
+// awaitUp waits until the kernel has noticed, in its own time, that both ends,
+// and with its first port the bridge, have a carrier. What a Pod sent before would be lost, and the first thing that
+// it sends, the question for the gateway's hardware address, is repeated only
+// after a second.
+func (b *Bridge) awaitUp(ctx context.Context, hostLink string, pod *netlink.Handle, podLink string) error {
+	isUp := func(h *netlink.Handle, name string) (bool, error) {
+		l, err := h.LinkByName(name)
+		return err == nil && l.Attrs().OperState == netlink.OperUp, err
+	}
+	deadline := time.Now().Add(upWithin)
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		host, err1 := isUp(b.nl, hostLink)
+		inside, err2 := isUp(pod, podLink)
+		bridge, err3 := isUp(b.nl, b.cfg.Name)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			return fmt.Errorf("waiting for the link: %w", err)
+		}
+		if host && inside && bridge {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("links %s, %s and the bridge are not all up after %s", hostLink, podLink, upWithin)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
 }
 
 // reserve finds or makes the Pod's record: what is remembered, else what its

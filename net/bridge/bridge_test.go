@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -372,6 +373,26 @@ func TestRefusals(t *testing.T) {
 	for _, id := range []string{"", "../x", "a b"} {
 		if _, err := b.Attach(t.Context(), bridge.AttachRequest{ID: id, NetNS: "/proc/self/ns/net"}); err == nil {
 			t.Errorf("attachment %q was accepted", id)
+		}
+	}
+}
+
+// TestFirstPacketArrives: Attach returns when the way is open, or the first
+// connection of every Pod would take a second.
+func TestFirstPacketArrives(t *testing.T) {
+	b := open(t, config(t, v4))
+	server := netnstest.New(t)
+	to := attach(t, b, "server", server).IPs[0].String() + ":7000"
+	server.Serve(t, "server", ":7000")
+	for i := range 20 {
+		ns := netnstest.New(t)
+		attach(t, b, fmt.Sprint("pod-", i), ns)
+		start := time.Now()
+		if _, _, err := ns.Ask("tcp", to); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > 900*time.Millisecond {
+			t.Errorf("first connection of pod %d took %s", i, took)
 		}
 	}
 }

@@ -275,7 +275,7 @@ func TestNoEndpointsRefuse(t *testing.T) {
 			t.Errorf("%s: %v, want refused", tt.to, err)
 		}
 		if took := time.Since(start); took > time.Second {
-			t.Errorf("%s: refused after %s", tt.to, took)
+			t.Errorf("%s to %s: refused after %s", tt.from.Path, tt.to, took)
 		}
 	}
 	a := d.pod("a")
