@@ -1,16 +1,15 @@
 package apiserver
 
 import (
-	"context"
 	"net/http"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/validation"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
+
+	"edged/apiserver/registry"
 )
 
 // patchTypes are the media types of patches, in the order of upstream's 415.
@@ -38,13 +37,10 @@ func (c *call) patch() error {
 	if errs := validation.ValidatePatchOptions(&opts, patchType); len(errs) > 0 {
 		return apierrors.NewInvalid(optionsKind("PatchOptions"), "", errs)
 	}
-	opts.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("PatchOptions"))
-	opts.FieldManager = managerOrUserAgent(opts.FieldManager, c.req)
-	p, ok := any(c.reg).(patcher)
-	if !ok {
-		return apierrors.NewMethodNotSupported(c.gr, c.info.Verb)
-	}
-	obj, created, err := p.Patch(c.req.Context(), c.gr, c.info.Namespace, c.info.Name, c.info.Subresource, patchType, data, opts)
+	obj, created, err := c.reg.Patch(c.req.Context(), c.gr, c.info.Namespace, c.info.Name, c.info.Subresource, patchType, data, registry.PatchOptions{
+		FieldManager: managerOrUserAgent(opts.FieldManager, c.req), Force: opts.Force != nil && *opts.Force,
+		DryRun: opts.DryRun, FieldValidation: opts.FieldValidation,
+	})
 	if err != nil {
 		return err
 	}
@@ -62,8 +58,4 @@ func known(t types.PatchType) bool {
 		}
 	}
 	return false
-}
-
-type patcher interface {
-	Patch(ctx context.Context, gr schema.GroupResource, ns, name, subresource string, t types.PatchType, patch []byte, opts metav1.PatchOptions) (runtime.Object, bool, error)
 }
