@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -221,6 +222,11 @@ func markAsDeleting(m metav1.Object, now time.Time) {
 	m.SetDeletionGracePeriodSeconds(&zero)
 }
 
+// deleteWorkers is how many deletions of a collection are under way at once:
+// the store commits what waits together, so that few workers suffice to hide
+// the time of a disk's sync.
+const deleteWorkers = 8
+
 // DeleteCollection deletes every object that the list options select and
 // returns them as they were. It is not atomic: after an error some are gone.
 func (r *Registry) DeleteCollection(ctx context.Context, gr schema.GroupResource, ns string, opts metav1.DeleteOptions, list ListOptions) (*ListResult, error) {
@@ -228,14 +234,22 @@ func (r *Registry) DeleteCollection(ctx context.Context, gr schema.GroupResource
 	if err != nil {
 		return nil, err
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(deleteWorkers)
 	for _, obj := range found.Items {
 		m, err := meta.Accessor(obj)
 		if err != nil {
 			return nil, apierrors.NewInternalError(err)
 		}
-		if _, _, err := r.Delete(ctx, gr, m.GetNamespace(), m.GetName(), opts); err != nil && !apierrors.IsNotFound(err) {
-			return nil, err
-		}
+		g.Go(func() error {
+			if _, _, err := r.Delete(ctx, gr, m.GetNamespace(), m.GetName(), opts); err != nil && !apierrors.IsNotFound(err) {
+				return err
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	return found, nil
 }

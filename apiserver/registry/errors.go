@@ -10,6 +10,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"edged/raftstore"
 )
 
 // optimisticLock is upstream's OptimisticLockErrorMsg.
@@ -37,6 +39,8 @@ func storeError(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err
+	case errors.Is(err, raftstore.ErrRequestTooLarge), errors.Is(err, raftstore.ErrTooManyOps):
+		return apierrors.NewRequestEntityTooLargeError(err.Error())
 	case errors.Is(err, context.DeadlineExceeded):
 		return apierrors.NewTimeoutError("the request did not complete in time", 0)
 	}

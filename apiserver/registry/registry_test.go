@@ -6,8 +6,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -573,4 +577,63 @@ func TestInvalidIsUpstreams(t *testing.T) {
 	if !apierrors.IsNotFound(err) || err.Error() != `pods "nobody" not found` {
 		t.Errorf("%v", err)
 	}
+}
+
+// TestCreateOnUpdate: an update creates an object of the kinds that allow it,
+// under the name it was sent to.
+func TestCreateOnUpdate(t *testing.T) {
+	r := registrytest.New(t)
+	endpoints := schema.GroupResource{Resource: "endpoints"}
+	put := func(name, inBody string) (bool, error) {
+		_, created, err := r.Update(t.Context(), endpoints, "ns", name, "", func(runtime.Object) (runtime.Object, error) {
+			return &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: inBody}}, nil //nolint:staticcheck // a kind that allows it
+		}, registry.UpdateOptions{})
+		return created, err
+	}
+	if created, err := put("e", "e"); err != nil || !created {
+		t.Errorf("created %v, %v", created, err)
+	}
+	if _, err := put("f", "g"); !apierrors.IsBadRequest(err) || !strings.Contains(err.Error(), "does not match the name on the URL") {
+		t.Errorf("another name: %v", err)
+	}
+	if _, _, err := r.Update(t.Context(), configMaps, "ns", "c", "", func(runtime.Object) (runtime.Object, error) { return configMap("c"), nil }, registry.UpdateOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("a kind that does not: %v", err)
+	}
+}
+
+// TestCompactionLeavesAnIdleStoreAlone counts what RunCompaction does.
+func TestCompactionLeavesAnIdleStoreAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, err := registry.New(registry.Config{Store: registrytest.NewMemStore()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &compacter{}
+		s.revision.Store(10)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { _ = r.RunCompaction(ctx, s, time.Minute); close(done) }()
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		s.revision.Store(20)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if fmt.Sprint(s.compactions) != "[10]" {
+			t.Errorf("compacted at %v, want once at 10", s.compactions)
+		}
+		cancel()
+		<-done
+	})
+}
+
+type compacter struct {
+	revision    atomic.Int64
+	compactions []int64
+}
+
+func (c *compacter) ReadIndex(context.Context) (int64, error) { return c.revision.Load(), nil }
+
+func (c *compacter) Compact(_ context.Context, req *pb.CompactionRequest) (*pb.CompactionResponse, error) {
+	c.compactions = append(c.compactions, req.Revision)
+	return &pb.CompactionResponse{}, nil
 }

@@ -348,6 +348,9 @@ func (r *Registry) createOnUpdate(c *call, name string, mutate func(runtime.Obje
 	if err != nil {
 		return nil, false, err
 	}
+	if err := checkName(obj, c.ns, name, c); err != nil {
+		return nil, false, err
+	}
 	m, err := meta.Accessor(obj)
 	if err != nil {
 		return nil, false, apierrors.NewInternalError(err)
