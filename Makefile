@@ -13,7 +13,7 @@ help: ## list the targets
 
 .PHONY: build
 build: payload ## bin/edged for this machine
-	go build -ldflags '$(LDFLAGS)' -o bin/edged ./cmd/edged
+	go build -tags grpcnotrace -ldflags '$(LDFLAGS)' -o bin/edged ./cmd/edged
 
 .PHONY: payload
 payload: deps ## the shim and runc that the binary carries

@@ -3,6 +3,12 @@ package main
 // commands is the table of subcommands, one file each.
 func commands() map[string]command {
 	return map[string]command{
-		"version": {"print the version", runVersion},
+		"check":      {"tell whether this machine is fit, and what is missing", runCheck},
+		"image":      {"import, list and remove container images", runImage},
+		"kubeconfig": {"print a kubeconfig for another machine", runKubeconfig},
+		"reset":      {"remove everything that edged made on this machine", runReset},
+		"run":        {"start this device", runRun},
+		"status":     {"show this device", runStatus},
+		"version":    {"print the version", runVersion},
 	}
 }

@@ -333,3 +333,9 @@ func imageList(images []engine.Image) []corev1.ContainerImage {
 
 // ErrStarting is a Ready of a device that is not up yet.
 var ErrStarting = errors.New("container runtime is starting")
+
+// Memory is the machine's, in bytes.
+func Memory() (int64, error) {
+	m, err := look("/")
+	return m.memory, err
+}

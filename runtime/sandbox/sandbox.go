@@ -189,3 +189,9 @@ func Cleanup(dir string) error {
 	}
 	return errors.Join(append(errs, os.RemoveAll(dir))...)
 }
+
+// Path tells where the namespaces of the Pod uid are, if it has any.
+func (s *Sandboxes) Path(uid string) Sandbox {
+	dir := filepath.Join(s.dir, uid)
+	return Sandbox{Net: filepath.Join(dir, "net"), IPC: filepath.Join(dir, "ipc"), UTS: filepath.Join(dir, "uts"), Shm: filepath.Join(dir, "shm")}
+}

@@ -74,7 +74,7 @@ spec:
 	expect("(no change)", "patch", "configmap", "conf", "--type=merge", "-p", `{"data":{"size":"big"}}`)
 	expect("configmap/conf patched", "patch", "configmap", "conf", "--type=json", "-p", `[{"op":"remove","path":"/data/size"}]`)
 	expect("Name:             shell", "describe", "pod", "shell")
-	expect("Started container main", "describe", "pod", "shell")
+	expect("Container started", "describe", "pod", "shell")
 	expect("deployments", "api-resources")
 	expect("FIELD: containers <[]Container> -required-", "explain", "pod.spec.containers")
 	expect("yes", "auth", "can-i", "create", "pods")

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	goruntime "runtime"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apiversion "k8s.io/apimachinery/pkg/version"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+
+	"edged/apiserver"
+	"edged/apiserver/admission"
+	"edged/apiserver/authn"
+	"edged/apiserver/authz"
+	"edged/apiserver/kinds"
+	"edged/apiserver/registry"
+)
+
+// ports are the sockets that the device listens on.
+type ports struct{ api, kubelet, control net.Listener }
+
+func listen(c *config) (p ports, err error) {
+	if p.api, err = net.Listen("tcp", c.apiListen); err != nil {
+		return p, fmt.Errorf("--api-listen: %w", err)
+	}
+	if p.kubelet, err = net.Listen("tcp", c.kubeletListen); err != nil {
+		return p, errors.Join(fmt.Errorf("--kubelet-listen: %w", err), p.close())
+	}
+	if p.control, err = listenControl(c.runDir); err != nil {
+		return p, errors.Join(err, p.close())
+	}
+	return p, nil
+}
+
+func (p ports) close() error {
+	var errs []error
+	for _, l := range []net.Listener{p.api, p.kubelet, p.control} {
+		if l == nil {
+			continue
+		}
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// access is who may do what.
+type access struct {
+	authn  *authn.Authenticator
+	authz  *authz.Authorizer
+	tokens *authn.Issuer
+}
+
+// openAPI puts the API together over the store.
+func (d *device) openAPI() (err error) {
+	c := d.cfg
+	d.registry, err = registry.New(registry.Config{
+		Store: registry.FromRaft(d.store), Logger: d.log,
+		Kinds: kinds.All(kinds.Config{ServiceCIDRs: prefixes(c.parsed.serviceCIDR)}),
+	})
+	if err != nil {
+		return err
+	}
+	a := &d.access
+	a.tokens, err = authn.NewIssuer(authn.IssuerConfig{
+		Issuer: "https://kubernetes.default.svc." + c.clusterDomain, SigningKey: d.identity.ServiceAccountKey(), Objects: d.registry,
+	})
+	if err != nil {
+		return err
+	}
+	if a.authz, err = authz.New(authz.FromRegistry(d.registry)); err != nil {
+		return err
+	}
+	a.authn = authn.New(authn.Config{ClientCAs: d.identity.CAPool(), Issuer: a.tokens, Anonymous: true})
+	chain, err := admission.New(admission.Config{Registry: d.registry, Escalation: a.authz})
+	if err != nil {
+		return err
+	}
+	d.registry.SetAdmission(chain)
+	d.api, err = apiserver.New(apiserver.Config{
+		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d,
+		Version: apiVersion(), ServerAddress: fmt.Sprintf("%s:%d", d.nodeIP, c.parsed.api.Port()),
+		Ready: d.readiness, Logger: d.log,
+	})
+	return err
+}
+
+func apiVersion() apiversion.Info {
+	major, rest, _ := strings.Cut(strings.TrimPrefix(kubernetesVersion, "v"), ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	return apiversion.Info{
+		Major: major, Minor: minor, GitVersion: kubernetesVersion + "+edged", GitCommit: version, GitTreeState: "clean",
+		GoVersion: goruntime.Version(), Compiler: goruntime.Compiler, Platform: goruntime.GOOS + "/" + goruntime.GOARCH,
+	}
+}
+
+// readiness tells why the API is not ready for clients: it has loaded the
+// store, and what every cluster has is there.
+func (d *device) readiness() error {
+	if !d.ready.Load() {
+		return errors.New("the store is being loaded")
+	}
+	if _, ok := registry.For[*corev1.Namespace](d.registry).Get("", metav1.NamespaceDefault); !ok {
+		return errors.New("the cluster's first objects are being made")
+	}
+	if _, ok := registry.For[*corev1.Service](d.registry).Get(metav1.NamespaceDefault, "kubernetes"); !ok {
+		return errors.New("the cluster's first objects are being made")
+	}
+	return nil
+}
+
+// serve starts the device's three servers; each ends with ctx.
+func (d *device) serve(ctx context.Context, g *errgroup.Group) {
+	mux := http.NewServeMux()
+	d.controlHandlers(mux)
+	d.serveOn(ctx, g, d.ports.control, &http.Server{Handler: mux}, false)
+	d.serveOn(ctx, g, d.ports.api, &http.Server{Handler: d.api}, true)
+	d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.guard(&d.node)}, true)
+}
+
+func (d *device) serveOn(ctx context.Context, g *errgroup.Group, l net.Listener, srv *http.Server, secure bool) {
+	srv.ReadHeaderTimeout, srv.IdleTimeout = 10*time.Second, 90*time.Second
+	srv.ErrorLog = log.New(handshakeErrors{d.log}, "", 0)
+	srv.BaseContext = func(net.Listener) context.Context { return ctx }
+	if secure {
+		srv.TLSConfig = d.identity.ServerTLS()
+	}
+	g.Go(func() error {
+		var err error
+		if secure {
+			err = srv.ServeTLS(l, "", "")
+		} else {
+			err = srv.Serve(l)
+		}
+		if errors.Is(err, http.ErrServerClosed) {
+			return nil
+		}
+		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+	})
+	g.Go(func() error {
+		<-ctx.Done()
+		// Requests get a moment to end; watches end with ctx.
+		sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if err := srv.Shutdown(sctx); err != nil {
+			return srv.Close()
+		}
+		return nil
+	})
+}
+
+// handshakeErrors keeps what strangers cause out of the operator's log.
+type handshakeErrors struct{ log *slog.Logger }
+
+func (h handshakeErrors) Write(p []byte) (int, error) {
+	h.log.Debug("http: " + strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// nodeHandler is the kubelet API of this device. Until the agent runs there is
+// none.
+type nodeHandler struct{ h atomic.Pointer[http.Handler] }
+
+func (n *nodeHandler) set(h http.Handler) { n.h.Store(&h) }
+
+func (n *nodeHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := n.h.Load()
+	if h == nil {
+		http.Error(w, "the device's container runtime is starting", http.StatusServiceUnavailable)
+		return
+	}
+	(*h).ServeHTTP(w, r)
+}
+
+// Handler reaches the kubelet API of a device. It is apiserver's NodeConnector.
+func (d *device) Handler(node string) (http.Handler, error) {
+	if node != d.cfg.nodeName {
+		return nil, fmt.Errorf("node %q is not reachable from %q", node, d.cfg.nodeName)
+	}
+	return &d.node, nil
+}
+
+// guard lets through who may use the kubelet API: it is authorized as a
+// subresource of this Node, as the kubelet's own is.
+func (d *device) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		resp, ok, err := d.access.authn.AuthenticateRequest(r)
+		if err != nil || !ok {
+			http.Error(w, "Unauthorized", http.StatusUnauthorized)
+			return
+		}
+		decision, _, err := d.access.authz.Authorize(r.Context(), kubeletAttributes(r, resp, d.cfg.nodeName))
+		if err != nil || decision != authorizer.DecisionAllow {
+			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource=%s)", resp.User.GetName(), kubeletVerb(r), kubeletSubresource(r)), http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func kubeletAttributes(r *http.Request, resp *authenticator.Response, node string) authorizer.Attributes {
+	return authorizer.AttributesRecord{
+		User: resp.User, Verb: kubeletVerb(r), APIGroup: "", APIVersion: "v1", Resource: "nodes",
+		Subresource: kubeletSubresource(r), Name: node, ResourceRequest: true, Path: r.URL.Path,
+	}
+}
+
+func kubeletVerb(r *http.Request) string {
+	switch r.Method {
+	case http.MethodPost:
+		return "create"
+	case http.MethodPut:
+		return "update"
+	case http.MethodPatch:
+		return "patch"
+	case http.MethodDelete:
+		return "delete"
+	}
+	return "get"
+}
+
+// kubeletSubresource is upstream's mapping,
+// k8s.io/kubernetes/pkg/kubelet/server/auth.go.
+func kubeletSubresource(r *http.Request) string {
+	for _, s := range []string{"stats", "metrics", "healthz"} {
+		if p := "/" + s; r.URL.Path == p || strings.HasPrefix(r.URL.Path, p+"/") {
+			return s
+		}
+	}
+	return "proxy"
+}

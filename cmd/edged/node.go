@@ -1,0 +1,325 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	goruntime "runtime"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"edged/apiserver/registry/recorder"
+	"edged/internal/netns"
+	"edged/net/bridge"
+	"edged/net/nft"
+	"edged/net/proxy"
+	"edged/runtime/agent"
+	"edged/runtime/engine"
+	"edged/runtime/image"
+	"edged/runtime/nodeapi"
+	"edged/runtime/nodestatus"
+	"edged/runtime/pod"
+	"edged/runtime/sandbox"
+	"edged/runtime/volume"
+)
+
+const (
+	logRoot = "/var/log/pods"
+	// hostResolvConf is how this device itself resolves names.
+	hostResolvConf = "/etc/resolv.conf"
+	// refreshBridge is how often the bridge looks whether another program changed
+	// what it relies on.
+	refreshBridge = 10 * time.Second
+)
+
+func prefixes(p ...netip.Prefix) []netip.Prefix { return p }
+
+// paths are where the node's parts keep their state; reset removes them.
+type paths struct{ dataDir, runDir string }
+
+func (p paths) engine() engine.Config {
+	return engine.Config{
+		Root: filepath.Join(p.dataDir, "containerd"), State: filepath.Join(p.runDir, "containerd"), BinDir: filepath.Join(p.dataDir, "bin"),
+		CgroupRoot: pod.CgroupRoot,
+	}
+}
+func (p paths) sandboxes() string { return filepath.Join(p.runDir, "sandboxes") }
+func (p paths) podData() string   { return filepath.Join(p.dataDir, "pods") }
+func (p paths) podRun() string    { return filepath.Join(p.runDir, "pods") }
+func (p paths) bridge() string    { return filepath.Join(p.runDir, "bridge") }
+
+// runNode turns the device into one that runs Pods. It returns when everything
+// has been started; what was started ends with ctx.
+func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
+	c := d.cfg
+	p := paths{c.dataDir, c.runDir}
+	cfg := p.engine()
+	cfg.Logger = d.log
+	eng, err := engine.Open(ctx, cfg)
+	if err != nil {
+		return endOf(ctx, err)
+	}
+	d.onClose(func() error { eng.Close(); return nil })
+	d.engine = eng
+
+	status := nodestatus.New(nodestatus.Config{
+		NodeName: c.nodeName, IP: func() netip.Addr { return d.nodeIP }, KubeletPort: int32(c.parsed.kubelet.Port()),
+		Version: kubernetesVersion + "+edged", DataDir: c.dataDir, ClusterCIDR: c.parsed.clusterCIDR, Labels: c.parsed.labels, Taints: taints(c),
+		Registry: d.registry, Images: eng, Logger: d.log,
+		Ready: func() error {
+			if !d.running.Load() {
+				return nodestatus.ErrStarting
+			}
+			return nil
+		},
+	})
+	node, err := status.Register(ctx)
+	if err != nil {
+		return endOf(ctx, fmt.Errorf("register the Node %s: %w", c.nodeName, err))
+	}
+	podCIDR, err := netip.ParsePrefix(node.Spec.PodCIDR)
+	if err != nil {
+		return fmt.Errorf("the Node %s has podCIDR %q: %w", c.nodeName, node.Spec.PodCIDR, err)
+	}
+	br, err := d.openNetwork(ctx, g, p, podCIDR)
+	if err != nil {
+		return endOf(ctx, err)
+	}
+	if err := d.runAgent(ctx, g, p, br, status); err != nil {
+		return endOf(ctx, err)
+	}
+	if err := d.importImages(ctx); err != nil {
+		d.log.Error("images were not imported", "folder", c.imageDir, "err", err)
+	}
+	d.running.Store(true)
+	g.Go(func() error { return status.Run(ctx) })
+	return nil
+}
+
+func taints(c *config) (out []corev1.Taint) {
+	for _, t := range c.parsed.taints {
+		out = append(out, corev1.Taint{Key: t.key, Value: t.value, Effect: corev1.TaintEffect(t.effect)})
+	}
+	return out
+}
+
+// openNetwork makes the bridge and starts the proxy and DNS.
+func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, podCIDR netip.Prefix) (*bridge.Bridge, error) {
+	c := d.cfg
+	table := nft.Open()
+	d.onClose(table.Close)
+	var tracker proxy.Conntrack
+	if ct, err := bridge.OpenConntrack(); err != nil {
+		d.log.Warn("UDP clients of a Service wait for the kernel's timeout when an endpoint goes", "err", err)
+	} else {
+		tracker = ct
+		d.onClose(func() error { ct.Close(); return nil })
+	}
+	px, err := proxy.New(proxy.Config{
+		Network: proxy.Network{
+			NodeName: c.nodeName, Bridge: bridge.DefaultName, PodCIDRs: prefixes(podCIDR),
+			ClusterCIDRs: prefixes(c.parsed.clusterCIDR), ServiceCIDRs: prefixes(c.parsed.serviceCIDR), Reserved: []netip.Addr{c.parsed.clusterDNS},
+		},
+		Table: table, Conntrack: tracker, Logger: d.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	br, err := bridge.New(bridge.Config{
+		PodCIDRs: prefixes(podCIDR), ServiceCIDRs: prefixes(c.parsed.serviceCIDR), HostAddrs: []netip.Addr{c.parsed.clusterDNS},
+		StateDir: p.bridge(), Logger: d.log, HostPorts: func(m []bridge.PortMapping) { px.SetHostPorts(hostPorts(m)) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.onClose(br.Close)
+	g.Go(func() error { return px.Run(ctx, d.registry) })
+	g.Go(func() error { return d.runDNS(ctx, px) })
+	g.Go(func() error {
+		t := time.NewTicker(refreshBridge)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-t.C:
+				if err := br.Refresh(ctx); err != nil && ctx.Err() == nil {
+					d.log.Warn("the bridge was not refreshed", "err", err)
+				}
+			}
+		}
+	})
+	return br, nil
+}
+
+func hostPorts(m []bridge.PortMapping) []proxy.HostPort {
+	out := make([]proxy.HostPort, 0, len(m))
+	for _, p := range m {
+		out = append(out, proxy.HostPort{HostIP: p.HostIP, HostPort: p.HostPort.HostPort, Protocol: p.Protocol, PodIPs: p.PodIPs, PodPort: p.ContainerPort})
+	}
+	return out
+}
+
+// runAgent starts the node agent and opens the kubelet API.
+func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, br *bridge.Bridge, status *nodestatus.Reporter) error {
+	c := d.cfg
+	boxes, err := sandbox.New(p.sandboxes())
+	if err != nil {
+		return err
+	}
+	objects := agent.NewObjects(d.registry, c.nodeName)
+	volumes, err := volume.New(volume.Config{
+		DataDir: p.podData(), RunDir: p.podRun(), Objects: objects, Tokens: tokens{d}, Images: d.engine, Now: time.Now, Logger: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	events := recorder.New(d.registry, "kubelet", c.nodeName, d.log)
+	g.Go(func() error { return events.Run(ctx) })
+	ag := agent.New(agent.Config{
+		NodeName: c.nodeName, Registry: d.registry, Events: d.engine, Logger: d.log,
+		Leftovers: []agent.Leftovers{keepers{boxes, volumes, br}},
+		Device: &pod.Device{
+			Engine: d.engine, Volumes: volumes, Network: network{br}, Images: image.New(image.Config{Engine: d.engine, HostsDir: "/etc/containerd/certs.d"}),
+			Sandboxes: boxes, Objects: objects, Auth: objects.PullAuth,
+			Event: func(p *corev1.Pod, container, eventType, reason, message string) {
+				field := ""
+				if container != "" {
+					field = "spec.containers{" + container + "}"
+				}
+				events.Event(recorder.Reference("v1", "Pod", p, field), eventType, reason, message)
+			},
+			DNS:    pod.DNS{Server: c.parsed.clusterDNS.String(), Domain: c.clusterDomain, HostResolvConf: hostResolvConf},
+			HostIP: func() string { return d.nodeIP.String() }, LogRoot: logRoot, SeccompDir: filepath.Join(c.dataDir, "seccomp"),
+			MemoryBytes: memoryBytes(), Logger: d.log,
+		},
+	})
+	d.node.set(nodeapi.New(nodeapi.Config{
+		Pods: ag, Engine: d.engine, LogRoot: logRoot, Logger: d.log, Dial: dialPod(boxes),
+	}))
+	g.Go(func() error { return ag.Run(ctx) })
+	return nil
+}
+
+// memoryBytes is the machine's memory.
+func memoryBytes() int64 {
+	m, err := nodestatus.Memory()
+	if err != nil {
+		return 0
+	}
+	return m
+}
+
+// dialPod connects to a port as the Pod itself sees it, localhost included.
+func dialPod(boxes *sandbox.Sandboxes) func(context.Context, *corev1.Pod, int32) (net.Conn, error) {
+	return func(ctx context.Context, p *corev1.Pod, port int32) (conn net.Conn, err error) {
+		dial := func() error {
+			var d net.Dialer
+			conn, err = d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
+			return err
+		}
+		if p.Spec.HostNetwork {
+			err = dial()
+			return conn, err
+		}
+		err = netns.Do(boxes.Path(string(p.UID)).Net, dial)
+		return conn, err
+	}
+}
+
+// tokens makes ServiceAccount tokens for Pods of this device.
+type tokens struct{ d *device }
+
+func (t tokens) RequestToken(ctx context.Context, ns, account string, req *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
+	if req.Spec.ExpirationSeconds == nil {
+		hour := int64(3600)
+		req.Spec.ExpirationSeconds = &hour
+	}
+	return t.d.access.tokens.TokenRequest(ctx, ns, account, req)
+}
+
+// network is the bridge as runtime/pod sees it.
+type network struct{ br *bridge.Bridge }
+
+func (n network) Attach(ctx context.Context, p *corev1.Pod, ns string) ([]string, error) {
+	req := bridge.AttachRequest{ID: string(p.UID), NetNS: ns, IfName: "eth0"}
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for _, c := range list {
+			for _, port := range c.Ports {
+				if port.HostPort == 0 {
+					continue
+				}
+				hp := bridge.HostPort{HostPort: uint16(port.HostPort), ContainerPort: uint16(port.ContainerPort), Protocol: string(port.Protocol)}
+				if port.HostIP != "" {
+					ip, err := netip.ParseAddr(port.HostIP)
+					if err != nil {
+						return nil, fmt.Errorf("hostIP %q: %w", port.HostIP, err)
+					}
+					if !ip.IsUnspecified() {
+						hp.HostIP = ip
+					}
+				}
+				req.HostPorts = append(req.HostPorts, hp)
+			}
+		}
+	}
+	att, err := n.br.Attach(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	ips := make([]string, 0, len(att.IPs))
+	for _, ip := range att.IPs {
+		ips = append(ips, ip.String())
+	}
+	return ips, nil
+}
+
+func (n network) Detach(ctx context.Context, uid string) error { return n.br.Detach(ctx, uid) }
+
+// keepers remove what Pods left that are not on this device any more.
+type keepers struct {
+	boxes   *sandbox.Sandboxes
+	volumes *volume.Manager
+	br      *bridge.Bridge
+}
+
+func (k keepers) Keep(ctx context.Context, uids []string) error {
+	keep := map[string]bool{}
+	for _, u := range uids {
+		keep[u] = true
+	}
+	if err := k.br.Sync(ctx, uids); err != nil {
+		return err
+	}
+	boxes, err := k.boxes.List()
+	if err != nil {
+		return err
+	}
+	for _, uid := range boxes {
+		if !keep[uid] {
+			if err := k.boxes.Remove(uid); err != nil {
+				return err
+			}
+		}
+	}
+	pods, err := k.volumes.List()
+	if err != nil {
+		return err
+	}
+	for _, uid := range pods {
+		if !keep[uid] {
+			if err := k.volumes.Teardown(ctx, uid); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func cpus() int { return goruntime.NumCPU() }

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"edged/net/bridge"
+	"edged/net/nft"
+	"edged/runtime/engine"
+	"edged/runtime/sandbox"
+	"edged/runtime/volume"
+)
+
+// runReset removes everything that edged made on this machine: containers,
+// mounts, namespaces, links, rules, cgroups, and its two folders' content.
+func runReset(ctx context.Context, e env) error {
+	var c config
+	var keep bool
+	help, err := c.parse("reset", e.args, func(fs *pflag.FlagSet) {
+		c.folderFlags(fs)
+		fs.BoolVar(&keep, "keep-data", false, "leave the data-dir: the cluster's state, images and volumes")
+	})
+	if err != nil {
+		return err
+	}
+	if help != "" {
+		_, err := fmt.Fprint(e.stdout, help)
+		return err
+	}
+	for _, dir := range []*string{&c.dataDir, &c.runDir} {
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Stat(filepath.Join(c.dataDir, "version")); errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(c.runDir); errors.Is(err, os.ErrNotExist) {
+			return nil // nothing of edged's is here
+		}
+	}
+	unlock, err := lockDataDir(c.dataDir)
+	if err != nil {
+		return fmt.Errorf("%w; stop the daemon first", err)
+	}
+	defer unlock()
+	return reset(ctx, c.dataDir, c.runDir, keep)
+}
+
+func reset(ctx context.Context, dataDir, runDir string, keepData bool) error {
+	p := paths{dataDir, runDir}
+	uids, err := podUIDs(p)
+	if err != nil {
+		return err
+	}
+	table := nft.Open()
+	defer table.Close()
+	// Containers first: they hold everything else.
+	if err := engine.Cleanup(ctx, p.engine()); err != nil {
+		return fmt.Errorf("remove containers: %w", err)
+	}
+	errs := []error{
+		bridge.Cleanup(ctx, bridge.DefaultName, p.bridge()), table.Remove(), sandbox.Cleanup(p.sandboxes()),
+		volume.Cleanup(podDataOf(p, keepData), p.podRun()), removeLogs(uids), os.RemoveAll(runDir),
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if keepData {
+		return nil
+	}
+	entries, err := os.ReadDir(dataDir)
+	if err != nil {
+		return err
+	}
+	for _, f := range entries {
+		errs = append(errs, os.RemoveAll(filepath.Join(dataDir, f.Name())))
+	}
+	return errors.Join(errs...)
+}
+
+// podDataOf is the folder of Pods' data to remove; with the data kept, one that
+// is not there.
+func podDataOf(p paths, keep bool) string {
+	if keep {
+		return filepath.Join(p.runDir, "no-data")
+	}
+	return p.podData()
+}
+
+// podUIDs lists the Pods that left something on this device.
+func podUIDs(p paths) (map[string]bool, error) {
+	uids := map[string]bool{}
+	for _, dir := range []string{p.podData(), p.podRun(), p.sandboxes()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		for _, f := range entries {
+			uids[f.Name()] = true
+		}
+	}
+	return uids, nil
+}
+
+// removeLogs removes the logs of this edged's Pods, not those of another
+// kubelet that the machine may have.
+func removeLogs(uids map[string]bool) error {
+	entries, err := os.ReadDir(logRoot)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range entries {
+		if i := strings.LastIndexByte(f.Name(), '_'); i >= 0 && uids[f.Name()[i+1:]] {
+			errs = append(errs, os.RemoveAll(filepath.Join(logRoot, f.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}

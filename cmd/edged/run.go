@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"edged/apiserver"
+	"edged/apiserver/registry"
+	"edged/cluster/identity"
+	"edged/raftstore"
+	"edged/runtime/engine"
+)
+
+const (
+	// gcPercent trades a little CPU for resident memory; below this nothing more
+	// is gained.
+	gcPercent = 40
+	// freeAfter is when the memory that starting took goes back to the system.
+	freeAfter = 10 * time.Second
+	// compactEvery is upstream's interval: history before it may be forgotten.
+	compactEvery = 5 * time.Minute
+)
+
+func runRun(ctx context.Context, e env) error {
+	var c config
+	help, err := c.parse("run", e.args, c.runFlags)
+	if err != nil {
+		return err
+	}
+	if help != "" {
+		_, err := fmt.Fprint(e.stdout, help)
+		return err
+	}
+	if err := c.validate(); err != nil {
+		return err
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: c.parsed.logLevel}))
+	routeKlog(log)
+	d := &device{cfg: &c, log: log}
+	defer d.close()
+	if err := d.open(ctx); err != nil {
+		return err
+	}
+	return d.run(ctx)
+}
+
+// device is everything that runs on a device, in the order in which it is made.
+type device struct {
+	cfg    *config
+	log    *slog.Logger
+	nodeIP netip.Addr
+
+	ports    ports
+	identity *identity.Identity
+	store    *raftstore.Store
+	registry *registry.Registry
+	access   access
+	api      *apiserver.Server
+	engine   *engine.Engine
+	node     nodeHandler // the kubelet API, once the agent runs
+
+	ready   atomic.Bool // the registry has loaded
+	running atomic.Bool // Pods can run
+	closers []func() error
+	once    sync.Once
+}
+
+// onClose registers what close does, last first.
+func (d *device) onClose(f func() error) { d.closers = append(d.closers, f) }
+
+func (d *device) close() {
+	d.once.Do(func() {
+		for i := len(d.closers) - 1; i >= 0; i-- {
+			if err := d.closers[i](); err != nil {
+				d.log.Error("while stopping", "err", err)
+			}
+		}
+	})
+}
+
+// open makes what the API needs: nothing of it touches containers or the
+// network, so that the API is up within a second whatever state those are in.
+func (d *device) open(ctx context.Context) (err error) {
+	c := d.cfg
+	// The data-dir first: everything below writes to it.
+	unlock, err := lockDataDir(c.dataDir)
+	if err != nil {
+		return err
+	}
+	d.onClose(func() error { unlock(); return nil })
+	if err := os.MkdirAll(c.runDir, 0o711); err != nil {
+		return fmt.Errorf("--run-dir: %w", err)
+	}
+	// Ports before the store: a port in use is found out before anything starts.
+	if d.ports, err = listen(c); err != nil {
+		return err
+	}
+	d.onClose(d.ports.close)
+	if d.nodeIP = c.parsed.nodeIP; !d.nodeIP.IsValid() {
+		d.nodeIP = findNodeIP()
+	}
+	if err := d.openIdentity(); err != nil {
+		return err
+	}
+	d.store, err = raftstore.Open(ctx, raftstore.Config{Dir: filepath.Join(c.dataDir, "store"), Name: c.nodeName, Logger: d.log})
+	if err != nil {
+		return err
+	}
+	d.onClose(d.store.Close)
+	return d.openAPI()
+}
+
+func (d *device) openIdentity() (err error) {
+	c := d.cfg
+	d.identity, err = identity.Open(identity.Config{
+		Dir: filepath.Join(c.dataDir, "pki"), NodeName: c.nodeName, Now: time.Now, Logger: d.log,
+		IPs: []netip.Addr{d.nodeIP, firstOf(c.parsed.serviceCIDR), firstOf(c.parsed.clusterCIDR)},
+		DNSNames: []string{
+			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.clusterDomain,
+		},
+		AdminKubeconfig: filepath.Join(c.dataDir, "admin.kubeconfig"), APIServer: d.apiURL(),
+	})
+	if err != nil {
+		return err
+	}
+	return d.identity.WriteAdminKubeconfig()
+}
+
+// firstOf is the first usable address of a range: the API's Service, or the
+// bridge.
+func firstOf(p netip.Prefix) netip.Addr { return p.Addr().Next() }
+
+// apiURL is the API as this device itself reaches it.
+func (d *device) apiURL() string {
+	a := d.cfg.parsed.api
+	host := a.Addr()
+	if host.IsUnspecified() {
+		host = netip.MustParseAddr("127.0.0.1")
+	}
+	return "https://" + netip.AddrPortFrom(host, a.Port()).String()
+}
+
+// run serves until ctx ends or something that the device cannot do without
+// fails. The goroutines of the whole daemon have one owner: this group.
+func (d *device) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.registry.Run(ctx) })
+	g.Go(func() error { return d.watchStore(ctx) })
+	g.Go(func() error { return d.identity.Run(ctx) })
+	d.serve(ctx, g)
+	g.Go(func() error {
+		if err := d.registry.WaitReady(ctx); err != nil {
+			return endOf(ctx, err)
+		}
+		d.ready.Store(true)
+		return d.lead(ctx)
+	})
+	g.Go(func() error {
+		if err := d.registry.WaitReady(ctx); err != nil {
+			return endOf(ctx, err)
+		}
+		return d.runNode(ctx, g)
+	})
+	g.Go(func() error { return d.announce(ctx) })
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return err
+}
+
+// endOf turns the error of a call that ctx cut short into none.
+func endOf(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// watchStore ends the daemon when its disk has failed: what starts it again
+// then finds either a disk that works or the reason why not.
+func (d *device) watchStore(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-d.store.Done():
+		if err := d.store.Err(); err != nil {
+			return fmt.Errorf("the store stopped: %w", err)
+		}
+		return nil
+	}
+}
+
+// announce tells the operator and the service manager that the API is ready.
+func (d *device) announce(ctx context.Context) error {
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for d.readiness() != nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+	t.Stop()
+	d.log.Info("edged is ready", "api", d.apiURL(), "node", d.cfg.nodeName, "address", d.nodeIP, "kubeconfig", filepath.Join(d.cfg.dataDir, "admin.kubeconfig"), "version", version)
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		d.log.Warn("the service manager was not told", "err", err)
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(freeAfter):
+		debug.FreeOSMemory()
+	}
+	return nil
+}

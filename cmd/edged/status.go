@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"edged/runtime/engine"
+)
+
+// controlStatus is the device as `edged status` shows it.
+type controlStatus struct {
+	Node        string `json:"node"`
+	Address     string `json:"address"`
+	Version     string `json:"version"`
+	Role        string `json:"role"`
+	Ready       bool   `json:"ready"`
+	RunsPods    bool   `json:"runsPods"`
+	MemberID    string `json:"memberID"`
+	Revision    int64  `json:"revision"`
+	StoreBytes  int64  `json:"storeBytes"`
+	DiskFull    bool   `json:"diskFull"`
+	Containers  int    `json:"containers"`
+	CPUs        int    `json:"cpus"`
+	MemoryBytes int64  `json:"memoryBytes"`
+}
+
+// controlHandlers are what the control socket serves.
+func (d *device) controlHandlers(mux *http.ServeMux) {
+	mux.Handle("GET /v1/status", controlFunc(func(http.ResponseWriter, *http.Request) (any, error) {
+		return d.status(), nil
+	}))
+	mux.Handle("POST /v1/kubeconfig", controlFunc(func(w http.ResponseWriter, r *http.Request) (any, error) {
+		ttl, err := time.ParseDuration(r.URL.Query().Get("ttl"))
+		if err != nil {
+			return nil, err
+		}
+		server := r.URL.Query().Get("server")
+		if server == "" {
+			server = fmt.Sprintf("https://%s:%d", d.nodeIP, d.cfg.parsed.api.Port())
+		}
+		data, err := d.identity.Kubeconfig(server, "admin", []string{"system:masters"}, ttl)
+		if err != nil {
+			return nil, err
+		}
+		_, err = w.Write(data)
+		return nil, err
+	}))
+	controlImages(mux, lateEngine{d})
+}
+
+func (d *device) status() controlStatus {
+	st := d.store.Status()
+	s := controlStatus{
+		Node: d.cfg.nodeName, Address: d.nodeIP.String(), Version: version, Role: "leader", Ready: d.readiness() == nil, RunsPods: d.running.Load(),
+		MemberID: fmt.Sprintf("%x", st.MemberID), Revision: st.Revision, StoreBytes: st.SizeBytes, DiskFull: st.NoSpace,
+		MemoryBytes: memoryBytes(), CPUs: cpus(),
+	}
+	if d.running.Load() {
+		for _, c := range d.engine.List() {
+			if c.State == engine.Running {
+				s.Containers++
+			}
+		}
+	}
+	return s
+}
+
+var errStarting = errors.New("the container runtime is starting; try again in a moment")
+
+// lateEngine is the engine once it is open.
+type lateEngine struct{ d *device }
+
+func (l lateEngine) ImportImages(ctx context.Context, r io.Reader) ([]engine.Image, error) {
+	if !l.d.running.Load() {
+		return nil, errStarting
+	}
+	return l.d.engine.ImportImages(ctx, r)
+}
+
+func (l lateEngine) Images(ctx context.Context) ([]engine.Image, error) {
+	if !l.d.running.Load() {
+		return nil, errStarting
+	}
+	return l.d.engine.Images(ctx)
+}
+
+func (l lateEngine) RemoveImage(ctx context.Context, ref string) error {
+	if !l.d.running.Load() {
+		return errStarting
+	}
+	return l.d.engine.RemoveImage(ctx, ref)
+}
+
+func runStatus(ctx context.Context, e env) error {
+	var c config
+	var output string
+	help, err := c.parse("status", e.args, func(fs *pflag.FlagSet) {
+		c.folderFlags(fs)
+		fs.StringVarP(&output, "output", "o", "", "json, or a table if empty")
+	})
+	if err != nil {
+		return err
+	}
+	if help != "" {
+		_, err := fmt.Fprint(e.stdout, help)
+		return err
+	}
+	if output != "" && output != "json" {
+		return misusef("--output: %q is not json", output)
+	}
+	var s controlStatus
+	if err := callControl(ctx, c.runDir, http.MethodGet, "/v1/status", nil, &s); err != nil {
+		return err
+	}
+	if output == "json" {
+		enc := json.NewEncoder(e.stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(s)
+	}
+	w := tabwriter.NewWriter(e.stdout, 0, 8, 3, ' ', 0)
+	fmt.Fprintln(w, "NODE\tADDRESS\tROLE\tREADY\tPODS RUN\tCONTAINERS\tREVISION\tSTORE\tVERSION")
+	fmt.Fprintf(w, "%s\t%s\t%s\t%v\t%v\t%d\t%d\t%.1f MB\t%s\n", s.Node, s.Address, s.Role, s.Ready, s.RunsPods, s.Containers, s.Revision, float64(s.StoreBytes)/1e6, s.Version)
+	if s.DiskFull {
+		fmt.Fprintln(w, "The disk is full: writes are refused until there is room.")
+	}
+	return w.Flush()
+}
+
+func runKubeconfig(ctx context.Context, e env) error {
+	var c config
+	var server string
+	ttl := 365 * 24 * time.Hour
+	help, err := c.parse("kubeconfig", e.args, func(fs *pflag.FlagSet) {
+		c.folderFlags(fs)
+		fs.StringVar(&server, "server", "", "`URL` of the API for the other machine (default https://<this device's address>:6443)")
+		fs.DurationVar(&ttl, "ttl", ttl, "how long the certificate is good for")
+	})
+	if err != nil {
+		return err
+	}
+	if help != "" {
+		_, err := fmt.Fprint(e.stdout, help)
+		return err
+	}
+	if ttl < time.Minute {
+		return misusef("--ttl: %v is less than a minute", ttl)
+	}
+	q := fmt.Sprintf("/v1/kubeconfig?ttl=%s&server=%s", ttl, server)
+	return callControl(ctx, c.runDir, http.MethodPost, q, nil, e.stdout)
+}
