@@ -1,0 +1,87 @@
+// Package rootca publishes the cluster's CA in every namespace, as the
+// ConfigMap kube-root-ca.crt that Pods mount next to their token.
+//
+// It is not where trust begins: devices and users get the CA from the device's
+// identity.
+//
+// Reconcile is the decision. Goroutines: those of the loop.Queue. May be
+// imported by: controller.
+//
+// Sources: k8s.io/kubernetes/pkg/controller/certificates/rootcacertpublisher.
+package rootca
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"edged/apiserver/registry"
+	"edged/controller/loop"
+	"edged/controller/podset"
+)
+
+// Name of the ConfigMap.
+const Name = "kube-root-ca.crt"
+
+const (
+	descriptionKey = "kubernetes.io/description"
+	description    = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. " +
+		"No other usage is guaranteed across distributions of Kubernetes clusters."
+)
+
+// Reconcile changes cm, a private copy of the stored ConfigMap or a new one, to
+// hold the CA.
+func Reconcile(cm *corev1.ConfigMap, ca []byte) {
+	want := map[string]string{"ca.crt": string(ca)}
+	if !maps.Equal(cm.Data, want) {
+		cm.Data = want
+	}
+	if cm.Annotations[descriptionKey] != description {
+		if cm.Annotations == nil {
+			cm.Annotations = map[string]string{}
+		}
+		cm.Annotations[descriptionKey] = description
+	}
+}
+
+// Run returns the controller that publishes ca.
+func Run(ca []byte) loop.Run {
+	return func(ctx context.Context, env loop.Env) error {
+		namespaces := registry.For[*corev1.Namespace](env.Registry)
+		maps := registry.For[*corev1.ConfigMap](env.Registry)
+		q := loop.NewQueue(loop.Config{Name: "rootca", Logger: env.Logger, Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
+			ns, ok := namespaces.Get("", key)
+			if !ok || ns.DeletionTimestamp != nil {
+				return 0, nil
+			}
+			return 0, publish(ctx, maps, key, ca)
+		}})
+		defer namespaces.Subscribe(func(e registry.Event[*corev1.Namespace]) { q.Add(e.Object.Name) })()
+		defer maps.Subscribe(func(e registry.Event[*corev1.ConfigMap]) {
+			if e.Object.Name == Name {
+				q.Add(e.Object.Namespace)
+			}
+		})()
+		return q.Run(ctx)
+	}
+}
+
+func publish(ctx context.Context, maps registry.Client[*corev1.ConfigMap], ns string, ca []byte) error {
+	if _, ok := maps.Get(ns, Name); !ok {
+		cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: Name, Namespace: ns}}
+		Reconcile(cm, ca)
+		_, err := maps.Create(ctx, cm)
+		if podset.IsNamespaceEnding(err) {
+			return nil
+		}
+		if !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+	}
+	_, err := maps.Update(ctx, ns, Name, func(cm *corev1.ConfigMap) error { Reconcile(cm, ca); return nil })
+	return err
+}
