@@ -1,0 +1,107 @@
+// Package controller runs all controllers: what brings the cluster's objects
+// from what they are to what they should be.
+//
+// It decides nothing itself: each controller is a package below, with a pure
+// Reconcile and a thin loop around it (controller/loop). The scheduler is a
+// package of its own.
+//
+// Types: Config is what they need from outside; Run starts them all.
+//
+// Promises: Run is called while this device leads and everything it started has
+// ended when it returns. A leader that lost its office without knowing can do
+// no harm: each write is a compare-and-swap. At rest nothing runs but timers
+// that are due for a reason, and nothing is written.
+//
+// Dangers: Run's context must end with leadership.
+//
+// Goroutines: one per controller, one that writes Events, and up to four per
+// controller while there is work; Run waits for all.
+//
+// May be imported by: cmd/edged.
+//
+// Sources: k8s.io/kubernetes/cmd/kube-controller-manager, for the list.
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"edged/apiserver/registry"
+	"edged/apiserver/registry/recorder"
+	"edged/controller/bootstrap"
+	"edged/controller/deployment"
+	"edged/controller/endpoints"
+	"edged/controller/endpointslice"
+	"edged/controller/loop"
+	"edged/controller/namespace"
+	"edged/controller/replicaset"
+	"edged/controller/rootca"
+	"edged/controller/serviceaccount"
+)
+
+// Config is what the controllers need from outside.
+type Config struct {
+	Registry *registry.Registry
+	// APIAddresses are where the API is served: the endpoints of
+	// default/kubernetes. It is asked again when a node changes.
+	APIAddresses func() []netip.AddrPort
+	// ServiceIP is the address of default/kubernetes, by convention the first of
+	// the Service range; one is chosen if it is not valid.
+	ServiceIP netip.Addr
+	// BootstrapObjects are made if they are missing: RBAC's roles and bindings.
+	BootstrapObjects []runtime.Object
+	// RootCA is the cluster's CA in PEM, published in every namespace.
+	RootCA []byte
+	// ClusterDomain is the DNS domain of Services.
+	ClusterDomain string
+	Logger        *slog.Logger
+	Now           func() time.Time // nil: time.Now
+}
+
+// controllers is the table of what runs.
+func controllers(cfg Config) map[string]loop.Run {
+	return map[string]loop.Run{
+		"bootstrap":      bootstrap.Run(bootstrap.Config{Objects: cfg.BootstrapObjects, ServiceIP: cfg.ServiceIP, APIAddresses: cfg.APIAddresses}),
+		"deployment":     deployment.Run,
+		"endpoints":      endpoints.Run,
+		"endpointslice":  endpointslice.Run,
+		"namespace":      namespace.Run,
+		"replicaset":     replicaset.Run,
+		"rootca":         rootca.Run(cfg.RootCA),
+		"serviceaccount": serviceaccount.Run,
+	}
+}
+
+// Run runs all controllers until ctx ends. It returns nil then.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	env := loop.Env{
+		Registry: cfg.Registry,
+		Events:   recorder.New(cfg.Registry, "controller", "", cfg.Logger),
+		Logger:   cfg.Logger,
+		Now:      cfg.Now,
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return env.Events.Run(ctx) })
+	for name, run := range controllers(cfg) {
+		group.Go(func() error {
+			if err := run(ctx, env); err != nil && !errors.Is(err, context.Canceled) {
+				return fmt.Errorf("controller %s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
