@@ -229,7 +229,9 @@ func TestNamespaceIsEmptied(t *testing.T) {
 	if _, err := registry.For[*appsv1.Deployment](reg).Create(ctx, d); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "pods", func() string { return map[bool]string{false: "too few"}[len(registry.For[*corev1.Pod](reg).List("gone")) == 3] })
+	await(t, "pods", func() string {
+		return map[bool]string{false: "too few"}[len(registry.For[*corev1.Pod](reg).List("gone")) == 3]
+	})
 	if err := namespaces.Delete(ctx, "", "gone", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -151,7 +151,9 @@ func Reconcile(cur, want runtime.Object) {
 }
 
 // updates reports whether the stored object wants what is missing back.
-func updates(o metav1.Object) bool { return o.GetAnnotations()[rbacv1.AutoUpdateAnnotationKey] == "true" }
+func updates(o metav1.Object) bool {
+	return o.GetAnnotations()[rbacv1.AutoUpdateAnnotationKey] == "true"
+}
 
 func setLabels(o metav1.Object, labels map[string]string) {
 	have := o.GetLabels()

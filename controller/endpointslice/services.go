@@ -77,4 +77,3 @@ func Selected(pods registry.Client[*corev1.Pod], svc *corev1.Service) []*corev1.
 func Managed(svc *corev1.Service) bool {
 	return len(svc.Spec.Selector) > 0 && svc.Spec.Type != corev1.ServiceTypeExternalName && svc.DeletionTimestamp == nil
 }
-
