@@ -11,7 +11,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
+	"k8s.io/apiserver/pkg/endpoints/deprecation"
 
+	"edged/apiserver/codec"
 	"edged/apiserver/registry"
 )
 
@@ -37,6 +39,8 @@ type resource struct {
 	review     reviewFunc
 	namespaced bool
 	subs       map[string]subresource
+	// deprecated is the warning that goes with every answer; "" is none.
+	deprecated string
 }
 
 // subresource is how a part of a resource shows in discovery, and whether this
@@ -65,7 +69,13 @@ func newCatalog(kinds []*registry.Kind, tokens bool) *catalog {
 	return c
 }
 
-func (c *catalog) add(r *resource) { c.resources[r.gvr] = r }
+func (c *catalog) add(r *resource) {
+	if obj, err := codec.Scheme().New(r.gvk); err == nil {
+		obj.GetObjectKind().SetGroupVersionKind(r.gvk)
+		r.deprecated = deprecation.WarningMessage(obj)
+	}
+	c.resources[r.gvr] = r
+}
 
 var (
 	proxyVerbs   = metav1.Verbs{"create", "delete", "get", "patch", "update"}

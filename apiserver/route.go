@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/warning"
 )
 
 // route hands an authorized request to its handler.
@@ -22,6 +23,9 @@ func (s *Server) route(w http.ResponseWriter, req *http.Request, info *request.R
 	if !ok || res.namespaced && info.Namespace == "" && needsNamespace(info) {
 		notFoundPath(w)
 		return
+	}
+	if res.deprecated != "" {
+		warning.AddWarning(req.Context(), "", res.deprecated)
 	}
 	var err error
 	switch {

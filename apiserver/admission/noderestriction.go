@@ -17,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/authentication/user"
 	kubeletapis "k8s.io/kubelet/pkg/apis"
-	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 
 	"edged/apiserver/registry"
 )
@@ -149,13 +148,12 @@ func (p *nodeRestriction) validateOwner(node string, a *registry.Attributes, pod
 
 // references names an API object that a Pod would give its device access to.
 func references(pod *corev1.Pod) string {
-	one := func(string) bool { return false }
 	switch {
 	case pod.Spec.ServiceAccountName != "":
 		return "serviceaccounts"
-	case !podutil.VisitPodSecretNames(pod, one):
+	case usesSecrets(pod):
 		return "secrets"
-	case !podutil.VisitPodConfigmapNames(pod, one):
+	case usesConfigMaps(pod):
 		return "configmaps"
 	case len(pod.Spec.ResourceClaims) > 0:
 		return "resourceclaims"

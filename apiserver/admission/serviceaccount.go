@@ -191,7 +191,7 @@ func validateMirror(a *registry.Attributes, pod *corev1.Pod) error {
 	if pod.Spec.ServiceAccountName != "" {
 		return forbidden(a, errors.New("a mirror pod may not reference service accounts"))
 	}
-	if !podutil.VisitPodSecretNames(pod, func(string) bool { return false }) {
+	if usesSecrets(pod) {
 		return forbidden(a, errors.New("a mirror pod may not reference secrets"))
 	}
 	for i := range pod.Spec.Volumes {
@@ -206,6 +206,18 @@ func validateMirror(a *registry.Attributes, pod *corev1.Pod) error {
 		}
 	}
 	return nil
+}
+
+// usesSecrets and usesConfigMaps do not go by the results of upstream's
+// visitors, which do not tell whether one was cut short.
+func usesSecrets(pod *corev1.Pod) (used bool) {
+	podutil.VisitPodSecretNames(pod, func(string) bool { used = true; return false })
+	return used
+}
+
+func usesConfigMaps(pod *corev1.Pod) (used bool) {
+	podutil.VisitPodConfigmapNames(pod, func(string) bool { used = true; return false })
+	return used
 }
 
 // limitSecrets refuses Secrets that the account does not list.

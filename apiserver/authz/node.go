@@ -85,12 +85,22 @@ func related(s Source, node, namespace, name string, uses podUses) bool {
 	return false
 }
 
-func podUsesSecret(pod *corev1.Pod, name string) bool {
-	return !podutil.VisitPodSecretNames(pod, func(n string) bool { return n != name })
+// The results of upstream's visitors do not tell whether one was cut short.
+
+func podUsesSecret(pod *corev1.Pod, name string) (found bool) {
+	podutil.VisitPodSecretNames(pod, func(n string) bool {
+		found = found || n == name
+		return !found
+	})
+	return found
 }
 
-func podUsesConfigMap(pod *corev1.Pod, name string) bool {
-	return !podutil.VisitPodConfigmapNames(pod, func(n string) bool { return n != name })
+func podUsesConfigMap(pod *corev1.Pod, name string) (found bool) {
+	podutil.VisitPodConfigmapNames(pod, func(n string) bool {
+		found = found || n == name
+		return !found
+	})
+	return found
 }
 
 func podUsesClaim(pod *corev1.Pod, name string) bool {
