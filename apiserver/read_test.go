@@ -196,8 +196,8 @@ func TestDiscovery(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
-		"v1 pods", "v1 pods/exec", "v1 serviceaccounts/token", "v1 nodes/proxy",
-		"authorization.k8s.io/v1 selfsubjectaccessreviews",
+		"v1 pods", "v1 pods/exec", "v1 serviceaccounts/token", "v1 nodes/proxy", "apps/v1 deployments/scale", "v1 services/proxy",
+		"authorization.k8s.io/v1 selfsubjectaccessreviews", "events.k8s.io/v1 events",
 	} {
 		if !found[want] {
 			t.Errorf("%s is not discovered", want)
@@ -208,7 +208,11 @@ func TestDiscovery(t *testing.T) {
 	if v.GitVersion != "v1.37.2+edged" {
 		t.Errorf("version %s", v.GitVersion)
 	}
-	resp := e.do(admin, "GET", "/apis/apps/v2", nil)
+	resp := e.do(admin, "GET", "/api/v1/endpoints", nil)
+	if w := resp.Header.Get("Warning"); w != `299 - "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"` {
+		t.Errorf("deprecation: %q", w)
+	}
+	resp = e.do(admin, "GET", "/apis/apps/v2", nil)
 	if resp.StatusCode != http.StatusNotFound {
 		t.Errorf("/apis/apps/v2: %d", resp.StatusCode)
 	}
