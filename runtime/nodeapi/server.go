@@ -240,6 +240,12 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, httpError{http.StatusBadRequest, err})
 		return
 	}
+	if wantsV5(r) {
+		s.serveV5(w, r, opts, func(ctx context.Context, in io.Reader, out, errOut io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+			return streams{s, t}.ExecInContainer(ctx, "", "", "", r.URL.Query()["command"], in, out, errOut, opts.TTY, resize, 0)
+		})
+		return
+	}
 	remotecommand.ServeExec(w, r, streams{s, t}, t.pod.Name, string(t.pod.UID), t.container, r.URL.Query()["command"], opts, idleTimeout, streamTimeout, protocols)
 }
 
@@ -257,6 +263,12 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, httpError{http.StatusBadRequest, err})
 		return
 	}
+	if wantsV5(r) {
+		s.serveV5(w, r, opts, func(ctx context.Context, in io.Reader, out, errOut io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+			return streams{s, t}.AttachContainer(ctx, "", "", "", in, out, errOut, opts.TTY, resize)
+		})
+		return
+	}
 	remotecommand.ServeAttach(w, r, streams{s, t}, t.pod.Name, string(t.pod.UID), t.container, opts, idleTimeout, streamTimeout, protocols)
 }
 
@@ -265,6 +277,15 @@ func (s *server) portForward(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		s.refuse(w, err)
 		return
+	}
+	if wantsTunnel(r) {
+		tw, tr, closer, err := openTunnel(w, r)
+		if err != nil {
+			s.Logger.Debug("a tunnel was not opened", "path", r.URL.Path, "err", err)
+			return
+		}
+		defer closer.Close()
+		w, r = tw, tr
 	}
 	opts, err := portforward.NewV4Options(r)
 	if err != nil {
