@@ -1,0 +1,180 @@
+package scheduler_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"edged/apiserver/registry"
+	"edged/apiserver/registry/registrytest"
+	"edged/scheduler"
+)
+
+func start(t *testing.T) *registry.Registry {
+	t.Helper()
+	reg := registrytest.New(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- scheduler.Run(ctx, scheduler.Config{Registry: reg}) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("scheduler.Run: %v", err)
+		}
+	})
+	return reg
+}
+
+func await(t *testing.T, what string, cond func() string) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		last := cond()
+		if last == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("timed out waiting for %s: %s", what, last)
+		}
+	}
+}
+
+func makeNode(t *testing.T, reg *registry.Registry, name, cpu string) {
+	t.Helper()
+	_, err := registry.For[*corev1.Node](reg).Create(t.Context(), &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Status: corev1.NodeStatus{Allocatable: corev1.ResourceList{
+			corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse("8Gi"), corev1.ResourcePods: resource.MustParse("200"),
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func makePod(t *testing.T, reg *registry.Registry, name, cpu string, priority int32) *corev1.Pod {
+	t.Helper()
+	p, err := registry.For[*corev1.Pod](reg).Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"},
+		Spec: corev1.PodSpec{Priority: &priority, Containers: []corev1.Container{{
+			Name: "c", Image: "i", Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}},
+		}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func bound(reg *registry.Registry, name string) func() string {
+	return func() string {
+		p, ok := registry.For[*corev1.Pod](reg).Get("default", name)
+		if !ok || p.Spec.NodeName == "" {
+			return fmt.Sprintf("%v", p)
+		}
+		return ""
+	}
+}
+
+func TestManyPods(t *testing.T) {
+	reg := start(t)
+	makeNode(t, reg, "n1", "64")
+	for i := range 100 {
+		makePod(t, reg, fmt.Sprintf("p%d", i), "100m", 0)
+	}
+	await(t, "100 pods on the node", func() string {
+		if n := len(registry.For[*corev1.Pod](reg).ByIndex(registry.IndexNode, "n1")); n != 100 {
+			return fmt.Sprint(n)
+		}
+		return ""
+	})
+}
+
+// A Pod that fits nowhere says so once, costs nothing while it waits, and is
+// scheduled when a node comes.
+func TestWaitsForWhatHelps(t *testing.T) {
+	reg := start(t)
+	makeNode(t, reg, "small", "1")
+	makePod(t, reg, "big", "2", 0)
+	pods := registry.For[*corev1.Pod](reg)
+	await(t, "the reason", func() string {
+		p, _ := pods.Get("default", "big")
+		for _, c := range p.Status.Conditions {
+			if c.Type == corev1.PodScheduled && c.Reason == "Unschedulable" && len(registry.For[*corev1.Event](reg).List("default")) == 1 {
+				if want := "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."; c.Message != want {
+					t.Fatalf("got  %s\nwant %s", c.Message, want)
+				}
+				return ""
+			}
+		}
+		return fmt.Sprintf("%+v", p.Status)
+	})
+	rev := reg.Revision()
+	time.Sleep(100 * time.Millisecond)
+	if now := reg.Revision(); now != rev {
+		t.Errorf("revision went from %d to %d while nothing happened", rev, now)
+	}
+	makeNode(t, reg, "large", "4")
+	await(t, "the pod to be bound", bound(reg, "big"))
+	if p, _ := pods.Get("default", "big"); p.Spec.NodeName != "large" {
+		t.Errorf("bound to %s", p.Spec.NodeName)
+	}
+}
+
+func TestPreemption(t *testing.T) {
+	reg := start(t)
+	makeNode(t, reg, "n1", "2")
+	makePod(t, reg, "low", "2", 1)
+	await(t, "the first pod", bound(reg, "low"))
+	makePod(t, reg, "high", "2", 10)
+	pods := registry.For[*corev1.Pod](reg)
+	await(t, "the victim to be marked and deleted", func() string {
+		p, ok := pods.Get("default", "low")
+		if !ok {
+			return "it is gone without a mark"
+		}
+		for _, c := range p.Status.Conditions {
+			if c.Type == corev1.DisruptionTarget && p.DeletionTimestamp != nil {
+				return ""
+			}
+		}
+		return fmt.Sprintf("%+v", p.Status)
+	})
+	await(t, "the nomination", func() string {
+		if p, _ := pods.Get("default", "high"); p.Status.NominatedNodeName != "n1" {
+			return fmt.Sprintf("%+v", p.Status)
+		}
+		return ""
+	})
+	if err := pods.Delete(t.Context(), "default", "low", metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the preemptor", bound(reg, "high"))
+}
+
+func TestSchedulingGates(t *testing.T) {
+	reg := start(t)
+	makeNode(t, reg, "n1", "2")
+	pods := registry.For[*corev1.Pod](reg)
+	_, err := pods.Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "gated", Namespace: "default"},
+		Spec:       corev1.PodSpec{SchedulingGates: []corev1.PodSchedulingGate{{Name: "x.io/wait"}}, Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	makePod(t, reg, "free", "1", 0)
+	await(t, "the pod without a gate", bound(reg, "free"))
+	if p, _ := pods.Get("default", "gated"); p.Spec.NodeName != "" {
+		t.Fatal("a gated pod was bound")
+	}
+	if _, err := pods.Update(t.Context(), "default", "gated", func(p *corev1.Pod) error { p.Spec.SchedulingGates = nil; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the gate to open", bound(reg, "gated"))
+}
