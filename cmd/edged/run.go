@@ -225,7 +225,9 @@ func (d *device) announce(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case <-time.After(freeAfter):
-		debug.FreeOSMemory()
+		if err := releaseMemory(); err != nil {
+			d.log.Warn("memory that only starting needed was not given back", "err", err)
+		}
 	}
 	return nil
 }

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// releaseMemory gives back what only starting needed: free heap to the system,
+// and the pages of the binary that the start touched. Those stay in the page
+// cache and are mapped again by a minor fault when they are used; what is never
+// used again no longer counts as this process's.
+func releaseMemory() error {
+	debug.FreeOSMemory()
+	exe, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	f, err := os.Open("/proc/self/maps")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var ranges [][2]uintptr
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		// address perms offset dev inode path, proc(5)
+		fields := strings.Fields(sc.Text())
+		if len(fields) < 6 || fields[5] != exe || strings.Contains(fields[1], "w") {
+			continue
+		}
+		var r [2]uintptr
+		if _, err := fmt.Sscanf(fields[0], "%x-%x", &r[0], &r[1]); err != nil {
+			return fmt.Errorf("read /proc/self/maps: %w", err)
+		}
+		ranges = append(ranges, r)
+	}
+	if err := sc.Err(); err != nil {
+		return err
+	}
+	for _, r := range ranges {
+		// Read-only pages of a file: dropping them loses nothing.
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, r[0], r[1]-r[0], unix.MADV_DONTNEED); errno != 0 {
+			return fmt.Errorf("give back pages of the binary: %w", errno)
+		}
+	}
+	return nil
+}
