@@ -75,9 +75,9 @@ func kernelFeatures() []feature {
 			}
 			return err
 		}},
-		{"memory cgroup", "memory limits", false, "limits are not enforced", controller("memory")},
-		{"cpu cgroup", "CPU shares and limits", false, "limits are not enforced", controller("cpu")},
-		{"pids cgroup", "limits on processes", false, "limits are not enforced", controller("pids")},
+		{"memory cgroup", "memory limits", false, "limits are not enforced", cgroupController("memory")},
+		{"cpu cgroup", "CPU shares and limits", false, "limits are not enforced", cgroupController("cpu")},
+		{"pids cgroup", "limits on processes", false, "limits are not enforced", cgroupController("pids")},
 	}
 }
 
@@ -105,9 +105,9 @@ func readable(path string) func() error {
 	}
 }
 
-// controller looks for a cgroup controller in v2 and in v1, wherever it is
+// cgroupController looks for a cgroup controller in v2 and in v1, wherever it is
 // mounted.
-func controller(name string) func() error {
+func cgroupController(name string) func() error {
 	return func() error {
 		if data, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil && containsWord(string(data), name) {
 			return nil

@@ -147,7 +147,7 @@ func TestReboot(t *testing.T) {
 		t.Errorf("the Pod was replaced: UID %s, was %s", pod.UID, uid)
 	}
 	p.eventually(60*time.Second, "answering after the reboot", func() error {
-		out, err := p.Kubectl("", "-n", p.ns, "exec", "client", "--", "wget", "-q", "-T", "2", "-O", "-", "http://web/")
+		out, err := p.Kubectl("", "-n", p.ns, "exec", "client", "--", "fetch", "http://web/")
 		if err != nil || !strings.HasSuffix(out, "v1\n") {
 			return fmt.Errorf("%q, %v", out, err)
 		}

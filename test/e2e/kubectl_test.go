@@ -76,7 +76,7 @@ spec:
 	expect("Name:             shell", "describe", "pod", "shell")
 	expect("Container started", "describe", "pod", "shell")
 	expect("deployments", "api-resources")
-	expect("FIELD: containers <[]Container> -required-", "explain", "pod.spec.containers")
+	expect("FIELD: containers <[]Container>", "explain", "pod.spec.containers")
 	expect("yes", "auth", "can-i", "create", "pods")
 	refuse("no", "auth", "can-i", "create", "pods", "--as=nobody")
 	if out := p.kubectl("create", "token", "default"); strings.Count(out, ".") != 2 {
@@ -163,7 +163,8 @@ func TestServerSideChecks(t *testing.T) {
 		`{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {ports: [{port: 70000}]}}`:                                                                                                     `must be between 1 and 65535, inclusive`,
 		`{apiVersion: example.org/v1, kind: Thing, metadata: {name: x}}`:                                                                                                                           `no matches for kind "Thing" in version "example.org/v1"`,
 	} {
-		if out, err := p.Kubectl(manifest, "-n", p.ns, "create", "-f", "-"); err == nil || !strings.Contains(out, want) {
+		// kubectl takes what begins with a brace for JSON.
+		if out, err := p.Kubectl("---\n"+manifest, "-n", p.ns, "create", "-f", "-"); err == nil || !strings.Contains(out, want) {
 			t.Errorf("%s: %v %q, want %q", manifest, err, out, want)
 		}
 	}

@@ -75,7 +75,7 @@ func TestDeploymentBehindService(t *testing.T) {
 		t.Helper()
 		var out string
 		p.eventually(20*time.Second, "answered to a Pod", func() (err error) {
-			out, err = p.Kubectl("", "-n", p.ns, "exec", "client", "--", "wget", "-q", "-T", "2", "-O", "-", url)
+			out, err = p.Kubectl("", "-n", p.ns, "exec", "client", "--", "fetch", url)
 			return err
 		})
 		return strings.TrimSpace(out)

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,7 +12,8 @@ import (
 )
 
 // Busybox is the name of the image with Debian's static busybox and all its
-// applets: a shell, wget, nc, nslookup, httpd.
+// applets (a shell, nc, httpd), and with fetch, an HTTP client that resolves
+// names.
 const Busybox = "edged.example/busybox:1"
 
 // ImportBusybox makes the busybox image and imports it on the device.
@@ -62,6 +64,11 @@ func busyboxArchive(dir string) (string, error) {
 		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
 			return "", err
 		}
+	}
+	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", filepath.Join(root, "bin/fetch"), "edged/test/fetch")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build fetch: %w: %s", err, out)
 	}
 	f, err := os.Create(filepath.Join(dir, "busybox.tar"))
 	if err != nil {
