@@ -10,6 +10,8 @@ import (
 
 	"edged/apiserver/authz"
 	"edged/apiserver/registry"
+	"edged/controller"
+	"edged/scheduler"
 )
 
 // lead runs scheduler and controllers whenever this device leads. One that
@@ -24,7 +26,15 @@ func (d *device) lead(ctx context.Context) error {
 	defer cancel(nil)
 	d.store.RunWhileLeader(ctx, func(ctx context.Context) {
 		g, ctx := errgroup.WithContext(ctx)
-		_ = bootstrap
+		g.Go(func() error {
+			return controller.Run(ctx, controller.Config{
+				Registry: d.registry, ClusterDomain: d.cfg.clusterDomain, APIAddresses: d.apiAddresses,
+				ServiceIP: firstOf(d.cfg.parsed.serviceCIDR), BootstrapObjects: bootstrap, RootCA: d.identity.CAPEM(), Logger: d.log,
+			})
+		})
+		g.Go(func() error {
+			return scheduler.Run(ctx, scheduler.Config{Registry: d.registry, Logger: d.log})
+		})
 		g.Go(func() error {
 			d.registry.RunCompaction(ctx, d.store, registry.CompactionInterval)
 			return nil
