@@ -241,7 +241,8 @@ func (c *call) delete() error {
 		return err
 	}
 	code := http.StatusOK
-	if !gone && opts.OrphanDependents != nil && !*opts.OrphanDependents { //nolint:staticcheck // old clients
+	//lint:ignore SA1019 OrphanDependents is what old clients send.
+	if !gone && opts.OrphanDependents != nil && !*opts.OrphanDependents {
 		code = http.StatusAccepted
 	}
 	return c.respond(out, code, obj)

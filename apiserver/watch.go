@@ -72,7 +72,7 @@ func (c *call) streamWatch(out output, events *registry.Watch) {
 			select {
 			case ev, ok = <-events.C():
 				if !ok {
-					flusher.Flush() //nolint:errcheck // the watch is over
+					flusher.Flush() // the watch is over
 					return
 				}
 				err = frames.write(ev)

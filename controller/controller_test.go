@@ -1,5 +1,7 @@
 package controller_test
 
+//lint:file-ignore SA1019 Endpoints is deprecated and still served, as by every release of Kubernetes.
+
 import (
 	"context"
 	"fmt"

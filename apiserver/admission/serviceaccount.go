@@ -49,7 +49,7 @@ func (p *serviceAccount) Admit(ctx context.Context, a *registry.Attributes) erro
 	}
 	if pod.Spec.ServiceAccountName == "" {
 		pod.Spec.ServiceAccountName = defaultAccount
-		pod.Spec.DeprecatedServiceAccount = defaultAccount //nolint:staticcheck // kept in step, as defaulting does
+		pod.Spec.DeprecatedServiceAccount = defaultAccount // kept in step, as defaulting does
 	}
 	account, err := p.account(ctx, a, pod)
 	if err != nil {

@@ -56,10 +56,12 @@ func bindPod(ctx context.Context, r *registry.Registry, ns, name string, obj run
 // bindable says why the Pod cannot be bound.
 func bindable(pod *corev1.Pod, binding *api.Binding) error {
 	if binding.UID != "" && binding.UID != pod.UID {
-		return apierrors.NewConflict(podResource, pod.Name, fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", binding.UID, pod.UID)) //nolint:staticcheck // upstream's text
+		//lint:ignore ST1005 upstream's text
+		return apierrors.NewConflict(podResource, pod.Name, fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", binding.UID, pod.UID))
 	}
 	if binding.ResourceVersion != "" && binding.ResourceVersion != pod.ResourceVersion {
-		return apierrors.NewConflict(podResource, pod.Name, fmt.Errorf("Precondition failed: ResourceVersion in precondition: %v, ResourceVersion in object meta: %v", binding.ResourceVersion, pod.ResourceVersion)) //nolint:staticcheck // upstream's text
+		//lint:ignore ST1005 upstream's text
+		return apierrors.NewConflict(podResource, pod.Name, fmt.Errorf("Precondition failed: ResourceVersion in precondition: %v, ResourceVersion in object meta: %v", binding.ResourceVersion, pod.ResourceVersion))
 	}
 	var err error
 	switch {

@@ -1,5 +1,7 @@
 package kinds
 
+//lint:file-ignore SA1019 Endpoints is deprecated and still served, as by every release of Kubernetes.
+
 import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"

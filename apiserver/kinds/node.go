@@ -1,5 +1,7 @@
 package kinds
 
+//lint:file-ignore SA1019 ConfigSource is deprecated and is dropped here.
+
 import (
 	"context"
 	"strconv"

@@ -191,7 +191,7 @@ func deletionFinalizers(c *call, m metav1.Object, opts *metav1.DeleteOptions) (f
 // propagation says what becomes of dependents: the request decides, else a
 // finalizer that is there already, else the kind.
 func propagation(policy rest.GarbageCollectionPolicy, finalizers []string, opts *metav1.DeleteOptions) (orphan, foreground bool) {
-	//nolint:staticcheck // OrphanDependents is deprecated and still honored.
+	//lint:ignore SA1019 OrphanDependents is deprecated and still honored.
 	if o := opts.OrphanDependents; o != nil {
 		return *o, false
 	}

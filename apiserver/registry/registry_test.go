@@ -1,5 +1,7 @@
 package registry_test
 
+//lint:file-ignore SA1019 Endpoints is deprecated and still served, as by every release of Kubernetes.
+
 import (
 	"context"
 	"fmt"
@@ -279,7 +281,7 @@ func TestCacheSurvivesALostWatch(t *testing.T) {
 	w := watchFrom(t, r, registry.ListOptions{})
 	next(t, w)
 	store.BreakWatches()
-	for range w.C() { //nolint:revive // until it is closed
+	for range w.C() { // until it is closed
 	}
 	must(cm.Create(t.Context(), configMap("b")))(t)
 	if _, ok := cm.Get("ns", "b"); !ok {
@@ -586,7 +588,7 @@ func TestCreateOnUpdate(t *testing.T) {
 	endpoints := schema.GroupResource{Resource: "endpoints"}
 	put := func(name, inBody string) (bool, error) {
 		_, created, err := r.Update(t.Context(), endpoints, "ns", name, "", func(runtime.Object) (runtime.Object, error) {
-			return &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: inBody}}, nil //nolint:staticcheck // a kind that allows it
+			return &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: inBody}}, nil // a kind that allows it
 		}, registry.UpdateOptions{})
 		return created, err
 	}

@@ -29,8 +29,6 @@ const (
 	gcPercent = 40
 	// freeAfter is when the memory that starting took goes back to the system.
 	freeAfter = 10 * time.Second
-	// compactEvery is upstream's interval: history before it may be forgotten.
-	compactEvery = 5 * time.Minute
 )
 
 func runRun(ctx context.Context, e env) error {

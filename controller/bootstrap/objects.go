@@ -1,5 +1,7 @@
 package bootstrap
 
+//lint:file-ignore SA1019 Endpoints is deprecated and still served, as by every release of Kubernetes.
+
 import (
 	"net/netip"
 	"slices"

@@ -12,6 +12,8 @@
 // Sources: k8s.io/kubernetes/pkg/controller/endpoint.
 package endpoints
 
+//lint:file-ignore SA1019 Endpoints is deprecated and still served, as by every release of Kubernetes.
+
 import (
 	"cmp"
 	"context"

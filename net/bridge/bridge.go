@@ -145,7 +145,7 @@ func (c *Config) complete() error {
 	var v4, v6 int
 	for i, p := range c.PodCIDRs {
 		if p.Bits() > p.Addr().BitLen()-2 {
-			return fmt.Errorf("Pod CIDR %s has no room for a Pod", p)
+			return fmt.Errorf("the Pod CIDR %s has no room for a Pod", p)
 		}
 		c.PodCIDRs[i] = p.Masked()
 		if p.Addr().Is4() {

@@ -58,7 +58,7 @@ func (n *Network) check() error {
 			covered = covered || c.Overlaps(p) && c.Bits() <= p.Bits()
 		}
 		if !covered {
-			return fmt.Errorf("Pod CIDR %s is not in the cluster's %v", p, n.ClusterCIDRs)
+			return fmt.Errorf("the Pod CIDR %s is not in the cluster's %v", p, n.ClusterCIDRs)
 		}
 	}
 	return nil

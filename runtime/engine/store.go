@@ -26,6 +26,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 const (
@@ -83,7 +84,7 @@ func openStore(ctx context.Context, root string, log *slog.Logger) (_ *store, er
 		NoFreelistSync: true, // fewer bytes a commit; a list rebuilt at Open
 		FreelistType:   bolt.FreelistMapType,
 	})
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("%s is held by another edged: stop that one first", path)
 	}
 	if err != nil {
@@ -188,7 +189,6 @@ func (s *store) gc(ctx context.Context) error {
 // manifest is what this device needs to know of an image.
 type manifest struct {
 	target  ocispec.Descriptor // what the name points to
-	desc    ocispec.Descriptor // the manifest for this platform
 	config  ocispec.Descriptor
 	layers  []ocispec.Descriptor
 	diffIDs []digest.Digest

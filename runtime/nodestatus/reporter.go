@@ -194,11 +194,11 @@ func (r *Reporter) report(ctx context.Context) error {
 
 // machine is what the device has.
 type machine struct {
-	memory, available     int64
-	disk, free            int64
-	inodes, freeInodes    uint64
-	kernel, osImage       string
-	machineID, bootID, os string
+	memory, available  int64
+	disk, free         int64
+	inodes, freeInodes uint64
+	kernel, osImage    string
+	machineID, bootID  string
 }
 
 func look(dataDir string) (m machine, err error) {

@@ -17,8 +17,6 @@ type facts struct {
 	podIPs   []string
 	sandbox  bool // namespaces and network are there
 	started  time.Time
-	ending   bool // stopping all containers, for good
-	failed   *failure
 	messages func(engine.Container) string // termination message of an ended attempt
 	images   map[string]engine.Image       // by container
 }
@@ -246,19 +244,19 @@ func imageID(img engine.Image) string {
 // conditions sets those that the kubelet owns.
 func conditions(s *corev1.PodStatus, w wanted, all []*observed, f facts, now time.Time) {
 	done := s.Phase == corev1.PodSucceeded || s.Phase == corev1.PodFailed
-	var unInit, unready, unknown []string
-	for i, o := range all {
+	var unInit, unready []string
+	for _, o := range all {
 		cs := find(s, o)
 		switch {
 		case cs == nil:
-			unknown = append(unknown, o.c.Name)
+			continue
 		case o.kind == initial && !cs.Ready && !anyApp(all):
 			unInit = append(unInit, o.c.Name)
 		case o.kind == sidecar && !(cs.Started != nil && *cs.Started) && !anyApp(all):
 			unInit = append(unInit, o.c.Name)
 		}
-		if cs != nil && (o.kind == app || o.kind == sidecar) && !cs.Ready {
-			unready = append(unready, all[i].c.Name)
+		if (o.kind == app || o.kind == sidecar) && !cs.Ready {
+			unready = append(unready, o.c.Name)
 		}
 	}
 	set := func(t corev1.PodConditionType, ok bool, reason, message string) {

@@ -99,8 +99,6 @@ type memory struct {
 	logDone  bool
 	stopping *stopping
 	applied  *corev1.ResourceRequirements
-	message  string // termination message, once read
-	messaged bool
 }
 
 // stopping is a stop under way.
@@ -136,7 +134,6 @@ type Worker struct {
 	blockErr string    // the last sandbox or volume error told
 	blocked  time.Time // until when it is not tried again
 	began    time.Time
-	begun    bool
 	tidied   bool
 	last     *corev1.PodStatus
 	tasks    sync.WaitGroup
