@@ -28,6 +28,13 @@ func (l *log) add(key string) int {
 	return len(l.runs)
 }
 
+// seen returns what add recorded.
+func (l *log) seen() ([]string, []time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.runs), slices.Clone(l.at)
+}
+
 // run runs a queue in a bubble of virtual time.
 func run(t *testing.T, fn func(l *log, key string) (time.Duration, error), test func(q *loop.Queue, l *log)) {
 	synctest.Test(t, func(t *testing.T) {
@@ -54,8 +61,9 @@ func TestKeyIsHeldOnce(t *testing.T) {
 			q.Add("a") // while it runs: once more afterwards
 			q.Add("a")
 			time.Sleep(time.Minute)
-			if !slices.Equal(l.at, []time.Duration{0, time.Second}) {
-				t.Errorf("ran at %v, want 0 and 1s", l.at)
+			_, at := l.seen()
+			if !slices.Equal(at, []time.Duration{0, time.Second}) {
+				t.Errorf("ran at %v, want 0 and 1s", at)
 			}
 			if q.Len() != 0 {
 				t.Errorf("%d keys are held at rest", q.Len())
@@ -74,8 +82,9 @@ func TestBackoffDoublesAndEnds(t *testing.T) {
 		q.Add("a")
 		time.Sleep(time.Minute)
 		want := []time.Duration{0, 5 * time.Millisecond, 15 * time.Millisecond, 35 * time.Millisecond}
-		if !slices.Equal(l.at, want) {
-			t.Errorf("ran at %v, want %v", l.at, want)
+		_, at := l.seen()
+		if !slices.Equal(at, want) {
+			t.Errorf("ran at %v, want %v", at, want)
 		}
 	})
 	if got := loop.Backoff(1000); got != 5*time.Minute {
@@ -90,8 +99,9 @@ func TestEarlierTimeWins(t *testing.T) {
 			q.AddAfter("a", time.Minute)
 			q.AddAfter("a", 2*time.Minute)
 			time.Sleep(3 * time.Hour)
-			if !slices.Equal(l.at, []time.Duration{time.Minute}) {
-				t.Errorf("ran at %v, want once at 1m", l.at)
+			_, at := l.seen()
+			if !slices.Equal(at, []time.Duration{time.Minute}) {
+				t.Errorf("ran at %v, want once at 1m", at)
 			}
 		})
 }
@@ -115,8 +125,9 @@ func TestWorkersAreBounded(t *testing.T) {
 			q.Add(string(rune('a' + i)))
 		}
 		time.Sleep(time.Minute)
-		if len(l.runs) != 12 || most != 4 || l.at[11] != 3*time.Second {
-			t.Errorf("%d runs, %d at once, last after %v", len(l.runs), most, l.at[11])
+		runs, at := l.seen()
+		if len(runs) != 12 || most != 4 || at[11] != 3*time.Second {
+			t.Errorf("%d runs, %d at once, last after %v", len(runs), most, at[11])
 		}
 	})
 }

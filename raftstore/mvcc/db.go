@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/proto"
 )
@@ -92,6 +93,9 @@ func Open(cfg Config) (*DB, error) {
 	b, err := bolt.Open(cfg.Path, 0o600, &bolt.Options{
 		PageSize: pageSize, InitialMmapSize: initialMmap, FreelistType: bolt.FreelistMapType, NoFreelistSync: true,
 	})
+	if errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch) {
+		return nil, damaged(cfg.Path, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", cfg.Path, err)
 	}
@@ -104,9 +108,16 @@ func Open(cfg Config) (*DB, error) {
 	db.dirty.leases = map[int64]bool{}
 	if err := db.load(); err != nil {
 		b.Close()
-		return nil, fmt.Errorf("%s: %w", cfg.Path, err)
+		return nil, err
 	}
 	return db, nil
+}
+
+// damaged says what can be done about a file that cannot be read. The log does
+// not reach back to the beginning forever; Open of the store tells when it does
+// not.
+func damaged(path string, err error) error {
+	return fmt.Errorf("%s is damaged (%w): move it away, and it is made anew from the log; where the log does not reach back far enough, from a snapshot or another device", path, err)
 }
 
 // Close closes the file. What was applied and not committed is in the log.
@@ -126,7 +137,7 @@ func (db *DB) Close() error {
 func (db *DB) load() (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("damaged: %v", p)
+			err = damaged(db.bolt.Path(), fmt.Errorf("%v", p))
 		}
 	}()
 	err = db.bolt.View(func(tx *bolt.Tx) error {
@@ -135,7 +146,7 @@ func (db *DB) load() (err error) {
 			return nil // a new file, or one cut before its first Commit
 		}
 		if f := meta.Get(formatKey); len(f) != 1 || f[0] != formatVersion {
-			return fmt.Errorf("its format is %v, this program understands %d: use a newer edged", f, formatVersion)
+			return fmt.Errorf("%s: its format is %v, this program understands %d: use a newer edged", db.bolt.Path(), f, formatVersion)
 		}
 		if err := db.loadMeta(meta); err != nil {
 			return err

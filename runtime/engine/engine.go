@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 
 	"edged/runtime/engine/payload"
@@ -174,7 +175,13 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	if err := e.reconcile(inNamespace(ctx)); err != nil {
 		return nil, err
 	}
-	e.wg.Go(e.sweep)
+	// Every lease that is there now is of a daemon that died; from here on there
+	// are others.
+	left, err := e.store.leases.List(inNamespace(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("list leases: %w", err)
+	}
+	e.wg.Go(func() { e.sweep(left) })
 	return e, nil
 }
 
@@ -227,10 +234,10 @@ func (e *Engine) openTemp() error {
 
 // sweep removes, behind the back of a start that must be quick, what a crash left
 // on disk: half-imported images, writable layers of no container.
-func (e *Engine) sweep() {
+func (e *Engine) sweep(left []leases.Lease) {
 	ctx := e.ctx
-	dropped, err := e.store.sweep(ctx)
-	if err == nil && dropped {
+	err := e.store.drop(ctx, left)
+	if err == nil && len(left) > 0 {
 		err = e.GC(ctx)
 	}
 	if err == nil {

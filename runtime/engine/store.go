@@ -163,19 +163,14 @@ func (s *store) withLease(ctx context.Context, fn func(context.Context) error) e
 	return errors.Join(err, s.leases.Delete(context.WithoutCancel(ctx), lease))
 }
 
-// sweep drops the leases of a daemon that died, and says whether there were any:
-// what they held is garbage then.
-func (s *store) sweep(ctx context.Context) (bool, error) {
-	list, err := s.leases.List(ctx)
-	if err != nil {
-		return false, fmt.Errorf("list leases: %w", err)
-	}
+// drop deletes leases; what they held is garbage then.
+func (s *store) drop(ctx context.Context, list []leases.Lease) error {
 	for _, l := range list {
 		if err := s.leases.Delete(ctx, l); err != nil {
-			return false, fmt.Errorf("drop the lease %s: %w", l.ID, err)
+			return fmt.Errorf("drop the lease %s: %w", l.ID, err)
 		}
 	}
-	return len(list) > 0, nil
+	return nil
 }
 
 // gc removes content and snapshots that no image needs.
