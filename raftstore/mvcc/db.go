@@ -148,13 +148,17 @@ func (db *DB) load() (err error) {
 		if f := meta.Get(formatKey); len(f) != 1 || f[0] != formatVersion {
 			return fmt.Errorf("%s: its format is %v, this program understands %d: use a newer edged", db.bolt.Path(), f, formatVersion)
 		}
-		if err := db.loadMeta(meta); err != nil {
-			return err
+		err := db.loadMeta(meta)
+		if err == nil {
+			err = db.loadLeases(tx.Bucket(leaseBucket))
 		}
-		if err := db.loadLeases(tx.Bucket(leaseBucket)); err != nil {
-			return err
+		if err == nil {
+			err = db.loadRevisions(tx.Bucket(revBucket))
 		}
-		return db.loadRevisions(tx.Bucket(revBucket))
+		if err != nil {
+			return damaged(db.bolt.Path(), err)
+		}
+		return nil
 	})
 	return err
 }
@@ -162,7 +166,7 @@ func (db *DB) load() (err error) {
 func (db *DB) loadMeta(meta *bolt.Bucket) error {
 	a := meta.Get(appliedKey)
 	if len(a) != 32 {
-		return fmt.Errorf("damaged: %q is %d bytes", appliedKey, len(a))
+		return fmt.Errorf("%q is %d bytes", appliedKey, len(a))
 	}
 	db.applied = Applied{binary.BigEndian.Uint64(a), binary.BigEndian.Uint64(a[8:])}
 	db.revision = int64(binary.BigEndian.Uint64(a[16:]))
@@ -198,12 +202,12 @@ func encodeRev(r Rev) []byte {
 // decode reads a row of bucket "rev".
 func decode(k, v []byte) (rev Rev, deleted bool, kv *mvccpb.KeyValue, err error) {
 	if len(k) != 16 || len(v) < 1 || v[0] > 1 {
-		return rev, false, nil, fmt.Errorf("damaged: row %x of revisions", k)
+		return rev, false, nil, fmt.Errorf("row %x of revisions", k)
 	}
 	rev = Rev{int64(binary.BigEndian.Uint64(k)), int64(binary.BigEndian.Uint64(k[8:]))}
 	kv = new(mvccpb.KeyValue)
 	if err := proto.Unmarshal(v[1:], kv); err != nil {
-		return rev, false, nil, fmt.Errorf("damaged: row %x of revisions: %w", k, err)
+		return rev, false, nil, fmt.Errorf("row %x of revisions: %w", k, err)
 	}
 	return rev, v[0] == 1, kv, nil
 }
@@ -219,7 +223,7 @@ func (db *DB) read(rev Rev) (*mvccpb.KeyValue, error) {
 		key := encodeRev(rev)
 		v := tx.Bucket(revBucket).Get(key)
 		if v == nil {
-			return fmt.Errorf("damaged: revision %d.%d is indexed but not stored", rev.Main, rev.Sub)
+			return fmt.Errorf("revision %d.%d is indexed but not stored", rev.Main, rev.Sub)
 		}
 		var err error
 		_, _, kv, err = decode(key, v)
