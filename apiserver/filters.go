@@ -20,6 +20,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		s.respondError(w, req, apierrors.NewBadRequest(err.Error()))
 		return
 	}
+	if s.cfg.Observe != nil {
+		seen := &observed{ResponseWriter: w, code: http.StatusOK}
+		w = seen
+		defer func() { s.cfg.Observe(info, s.known(info), seen.code) }()
+	}
 	ctx := request.WithRequestInfo(req.Context(), info)
 	req = req.WithContext(withWarnings(ctx, w))
 

@@ -74,6 +74,10 @@ type Config struct {
 	Checks []HealthCheck
 	// Metrics serves /metrics; nil leaves it out.
 	Metrics http.Handler
+	// Observe is told of each request that has ended: what it asked for, whether
+	// that is something this server has (anything else is the client's words),
+	// and the status code. nil is not told.
+	Observe func(info *request.RequestInfo, known bool, code int)
 	// Handlers serve further paths below the given prefixes, authorized as
 	// non-resource URLs.
 	Handlers map[string]http.Handler

@@ -67,8 +67,9 @@ type access struct {
 // openAPI puts the API together over the store.
 func (d *device) openAPI() (err error) {
 	c := d.cfg
+	counts := newMetrics()
 	d.registry, err = registry.New(registry.Config{
-		Store: registry.FromRaft(d.store), Logger: d.log,
+		Store: counts.countWrites(registry.FromRaft(d.store)), Logger: d.log,
 		Kinds: kinds.All(kinds.Config{ServiceCIDRs: prefixes(c.parsed.serviceCIDR)}),
 	})
 	if err != nil {
@@ -94,6 +95,7 @@ func (d *device) openAPI() (err error) {
 		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d,
 		Version: apiVersion(), ServerAddress: fmt.Sprintf("%s:%d", d.nodeIP, c.parsed.api.Port()),
 		Ready: d.readiness, Logger: d.log,
+		Metrics: metricsHandler(storeCollector(d.store), counts.requests, counts.writes), Observe: counts.observe,
 	})
 	return err
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -167,5 +168,48 @@ func TestServerSideChecks(t *testing.T) {
 		if out, err := p.Kubectl("---\n"+manifest, "-n", p.ns, "create", "-f", "-"); err == nil || !strings.Contains(out, want) {
 			t.Errorf("%s: %v %q, want %q", manifest, err, out, want)
 		}
+	}
+}
+
+// TestMetrics: what an operator's Prometheus reads is there under the names that
+// dashboards know, for those who may see it.
+func TestMetrics(t *testing.T) {
+	p := newPlace(t)
+	count := func(line string) (n float64) {
+		t.Helper()
+		out := p.MustKubectl("", "get", "--raw", "/metrics")
+		_, rest, ok := strings.Cut(out, "\n"+line+" ")
+		if !ok {
+			return 0
+		}
+		if _, err := fmt.Sscan(rest, &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	const creates = `apiserver_request_total{code="201",group="",resource="configmaps",subresource="",verb="create",version="v1"}`
+	const writes = `edged_store_writes_total{resource="configmaps"}`
+	p.eventually(10*time.Second, "its root CA is there", func() error {
+		_, err := p.Kubectl("", "-n", p.ns, "get", "configmap", "kube-root-ca.crt")
+		return err
+	})
+	requests, written := count(creates), count(writes)
+	for i := range 3 {
+		p.kubectl("create", "configmap", fmt.Sprintf("m%d", i))
+	}
+	if got := count(creates) - requests; got != 3 {
+		t.Errorf("3 creates were counted as %v", got)
+	}
+	if got := count(writes) - written; got != 3 {
+		t.Errorf("3 writes were counted as %v", got)
+	}
+	for _, name := range []string{"etcd_server_has_leader", "etcd_server_is_leader", "etcd_debugging_mvcc_current_revision", "process_resident_memory_bytes"} {
+		if count(name) < 1 {
+			t.Errorf("%s is %v", name, count(name))
+		}
+	}
+	p.kubectl("create", "serviceaccount", "stranger")
+	if out, err := p.Kubectl("", "get", "--raw", "/metrics", "--as=system:serviceaccount:"+p.ns+":stranger"); err == nil {
+		t.Errorf("a stranger reads the metrics: %.80s", out)
 	}
 }
