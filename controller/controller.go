@@ -39,6 +39,7 @@ import (
 	"edged/controller/deployment"
 	"edged/controller/endpoints"
 	"edged/controller/endpointslice"
+	"edged/controller/gc"
 	"edged/controller/loop"
 	"edged/controller/namespace"
 	"edged/controller/replicaset"
@@ -72,6 +73,7 @@ func controllers(cfg Config) map[string]loop.Run {
 		"deployment":     deployment.Run,
 		"endpoints":      endpoints.Run,
 		"endpointslice":  endpointslice.Run,
+		"gc":             gc.Run,
 		"namespace":      namespace.Run,
 		"replicaset":     replicaset.Run,
 		"rootca":         rootca.Run(cfg.RootCA),
