@@ -419,6 +419,10 @@ func (e *Engine) forget(ctx context.Context, s *shim, c *container) error {
 	if err := e.host.cgroups.destroy(ctx, group); err != nil {
 		return err
 	}
+	// What runc writes before it renames it, and which it does not write over.
+	if err := os.Remove(filepath.Join(c.dir, ".init.pid")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove what an interrupted runc left: %w", err)
+	}
 	return os.RemoveAll(filepath.Join(e.runcRoot(), namespace, c.id()))
 }
 
