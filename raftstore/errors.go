@@ -28,8 +28,17 @@ var (
 var (
 	// ErrStopped is returned after Close, or after the disk failed.
 	ErrStopped = errors.New("etcdserver: server stopped")
-	// ErrNoSpace refuses writes while the disk is full. Reads go on.
-	ErrNoSpace = errors.New("etcdserver: mvcc: database space exceeded")
+	// ErrNoSpace refuses writes while the disk is full, the quota is used up, or
+	// an alarm says that it was. Reads and deletions go on.
+	ErrNoSpace = mvcc.ErrNoSpace
+	// ErrCorruptCluster refuses requests after members were found to differ.
+	ErrCorruptCluster = mvcc.ErrCorrupt
+	// ErrNotLeader refuses what only the leader can do.
+	ErrNotLeader = errors.New("etcdserver: not leader")
+	// ErrNoLeader refuses what needs a leader while there is none.
+	ErrNoLeader = errors.New("etcdserver: no leader")
+	// ErrBadTransferee refuses to make a member the leader that cannot be.
+	ErrBadTransferee = errors.New("etcdserver: bad leader transferee")
 	// ErrCorrupt marks data on disk that cannot be relied on.
 	ErrCorrupt = wal.ErrCorrupt
 )

@@ -30,12 +30,16 @@ func propose[T interface {
 }
 
 func (s *Store) propose(ctx context.Context, req *pb.InternalRaftRequest) (proto.Message, error) {
-	req.Header = &pb.RequestHeader{ID: s.nextID.Add(1)}
+	by := callerOf(ctx)
+	req.Header = &pb.RequestHeader{ID: s.nextID.Add(1), Username: by.User, AuthRevision: by.Revision}
+	if err := s.checkQuota(ctx, req); err != nil {
+		return nil, err
+	}
 	data, err := proto.Marshal(req)
 	if err != nil {
 		return nil, fmt.Errorf("encode a proposal: %w", err)
 	}
-	if len(data) > s.cfg.MaxRequestBytes+1024 {
+	if len(data) > s.cfg.MaxRequestBytes {
 		return nil, ErrRequestTooLarge
 	}
 	return s.node.propose(ctx, req.Header.ID, data)
@@ -66,9 +70,23 @@ func checkPut(req *pb.PutRequest) error {
 	return nil
 }
 
-// checkTxn refuses what etcd refuses before it is proposed.
+// checkTxn refuses what etcd refuses before it is proposed. Operations inside
+// nested transactions count with those around them.
 func checkTxn(req *pb.TxnRequest, maxOps int) error {
-	if len(req.Compare) > maxOps || len(req.Success) > maxOps || len(req.Failure) > maxOps {
+	if err := checkTxnOps(req, maxOps); err != nil {
+		return err
+	}
+	for _, ops := range [][]*pb.RequestOp{req.Success, req.Failure} {
+		if _, err := checkOverlap(ops); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkTxnOps(req *pb.TxnRequest, maxOps int) error {
+	n := max(len(req.Compare), len(req.Success), len(req.Failure))
+	if n > maxOps {
 		return ErrTooManyOps
 	}
 	for _, c := range req.Compare {
@@ -78,12 +96,9 @@ func checkTxn(req *pb.TxnRequest, maxOps int) error {
 	}
 	for _, ops := range [][]*pb.RequestOp{req.Success, req.Failure} {
 		for _, op := range ops {
-			if err := checkOp(op, maxOps); err != nil {
+			if err := checkOp(op, maxOps-n); err != nil {
 				return err
 			}
-		}
-		if _, err := checkOverlap(ops); err != nil {
-			return err
 		}
 	}
 	return nil
@@ -100,7 +115,7 @@ func checkOp(op *pb.RequestOp, maxOps int) error {
 			return ErrEmptyKey
 		}
 	case *pb.RequestOp_RequestTxn:
-		return checkTxn(r.RequestTxn, maxOps)
+		return checkTxnOps(r.RequestTxn, maxOps)
 	default:
 		return ErrKeyNotFound
 	}

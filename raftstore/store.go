@@ -16,6 +16,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
+	"edged/raftstore/auth"
 	"edged/raftstore/mvcc"
 	"edged/raftstore/wal"
 )
@@ -38,6 +39,14 @@ type Config struct {
 	// MaxTxnOps and MaxRequestBytes bound requests; 0 is etcd's default.
 	MaxTxnOps       int
 	MaxRequestBytes int
+	// Quota is how many bytes the state may take before writes are refused and
+	// the NOSPACE alarm is raised; 0 is no bound but the disk's.
+	Quota int64
+	// AuthToken says how users prove themselves, as etcd's --auth-token does;
+	// AuthTokenTTL and BcryptCost are etcd's, 0 for its defaults.
+	AuthToken    string
+	AuthTokenTTL time.Duration
+	BcryptCost   int
 }
 
 // Store is one member. Its methods may be called from any goroutine.
@@ -47,6 +56,7 @@ type Store struct {
 	db     *mvcc.DB
 	node   *node
 	lessor *lessor
+	tokens *auth.Tokens
 	member uint64
 	nextID atomic.Uint64
 
@@ -82,11 +92,15 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 			return nil, fmt.Errorf("%w: %s is there but its log %s is not; restore a snapshot with `edged snapshot restore`", ErrCorrupt, dbPath, walDir)
 		}
 	}
-	db, err := mvcc.Open(mvcc.Config{Path: dbPath, Logger: cfg.Logger})
+	tokens, err := auth.NewTokens(cfg.AuthToken, cfg.AuthTokenTTL, time.Now)
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, log: cfg.Logger, db: db}
+	db, err := mvcc.Open(mvcc.Config{Path: dbPath, Logger: cfg.Logger, Authenticated: remember(tokens)})
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{cfg: cfg, log: cfg.Logger, db: db, tokens: tokens}
 	if err := s.start(walDir, exists); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -157,11 +171,11 @@ func (s *Store) Done() <-chan struct{} { return s.node.done }
 func (s *Store) Err() error { return s.node.failure() }
 
 // Range reads keys.
-func (s *Store) Range(_ context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
+func (s *Store) Range(ctx context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
 	if err := checkRange(req); err != nil {
 		return nil, err
 	}
-	resp, err := s.db.Range(req)
+	resp, err := s.db.Range(callerOf(ctx), req)
 	if err != nil {
 		return nil, err
 	}
@@ -190,12 +204,20 @@ func (s *Store) Txn(ctx context.Context, req *pb.TxnRequest) (*pb.TxnResponse, e
 	if err := checkTxn(req, s.cfg.MaxTxnOps); err != nil {
 		return nil, err
 	}
+	if readsOnly(req) {
+		return s.readTxn(ctx, req)
+	}
 	return propose[*pb.TxnResponse](ctx, s, &pb.InternalRaftRequest{Txn: req})
 }
 
-// Compact forgets history before req.Revision.
+// Compact forgets history before req.Revision; with req.Physical it returns
+// when this device's file has forgotten it too.
 func (s *Store) Compact(ctx context.Context, req *pb.CompactionRequest) (*pb.CompactionResponse, error) {
-	return propose[*pb.CompactionResponse](ctx, s, &pb.InternalRaftRequest{Compaction: req})
+	resp, err := propose[*pb.CompactionResponse](ctx, s, &pb.InternalRaftRequest{Compaction: req})
+	if err == nil && req.Physical {
+		err = s.db.Commit()
+	}
+	return resp, err
 }
 
 // WatchOptions say what to watch: the keys in [Key, RangeEnd) from

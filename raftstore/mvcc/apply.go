@@ -6,6 +6,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/proto"
+
+	"edged/raftstore/auth"
 )
 
 // Apply applies one entry of the log and returns the response to its proposer.
@@ -14,29 +16,60 @@ func (db *DB) Apply(a Applied, req *pb.InternalRaftRequest) (proto.Message, erro
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	db.applied = a
+	by := caller(req.Header)
+	if err := db.refused(req); err != nil {
+		return nil, err
+	}
 	switch {
 	case req.Put != nil:
-		t := db.begin()
-		resp, err := t.put(req.Put)
-		t.end()
-		return respond(resp, err)
+		return respond(db.applyPut(by, req.Put))
 	case req.DeleteRange != nil:
-		t := db.begin()
-		resp, err := t.deleteRange(req.DeleteRange)
-		t.end()
-		return respond(resp, err)
+		return respond(db.applyDelete(by, req.DeleteRange))
 	case req.Txn != nil:
+		if err := db.permitTxn(by, req.Txn); err != nil {
+			return nil, err
+		}
 		return respond(db.txn(req.Txn))
 	case req.Compaction != nil:
 		return respond(db.compact(req.Compaction))
 	case req.LeaseGrant != nil:
 		return respond(db.grant(req.LeaseGrant))
 	case req.LeaseRevoke != nil:
+		if err := db.permitLease(by, req.LeaseRevoke.ID); err != nil {
+			return nil, err
+		}
 		return respond(db.revoke(req.LeaseRevoke))
 	case req.LeaseCheckpoint != nil:
 		return respond(db.checkpoint(req.LeaseCheckpoint))
+	case req.Alarm != nil:
+		return respond(db.alarm(req.Alarm))
+	case req.ClusterVersionSet != nil:
+		db.setRow(ClusterBucket, "clusterVersion", []byte(req.ClusterVersionSet.Ver))
+		return nil, nil
+	case req.DowngradeInfoSet != nil:
+		return nil, db.setDowngrade(req.DowngradeInfoSet)
 	}
-	return nil, nil // an entry of a newer version's that does not concern keys
+	return db.applyAuth(a, by, req)
+}
+
+func (db *DB) applyPut(by auth.Caller, req *pb.PutRequest) (*pb.PutResponse, error) {
+	if err := db.permitPut(by, req); err != nil {
+		return nil, err
+	}
+	t := db.begin()
+	resp, err := t.put(req)
+	t.end()
+	return resp, err
+}
+
+func (db *DB) applyDelete(by auth.Caller, req *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+	if err := db.permitDelete(by, req); err != nil {
+		return nil, err
+	}
+	t := db.begin()
+	resp, err := t.deleteRange(req)
+	t.end()
+	return resp, err
 }
 
 // respond keeps a typed nil out of an interface.
@@ -51,13 +84,14 @@ func respond[T proto.Message](resp T, err error) (proto.Message, error) {
 // inside see the changes before them.
 type txn struct {
 	db     *DB
+	view   view
 	main   int64
 	sub    int64
 	events []*mvccpb.Event
 }
 
 // begin starts a transaction; mu is held until end.
-func (db *DB) begin() *txn { return &txn{db: db, main: db.revision + 1} }
+func (db *DB) begin() *txn { return &txn{db: db, view: view{db: db}, main: db.revision + 1} }
 
 // current is the revision that responses inside the transaction show.
 func (t *txn) current() int64 {
@@ -69,6 +103,7 @@ func (t *txn) current() int64 {
 
 // end publishes the transaction if it changed anything.
 func (t *txn) end() {
+	t.view.close()
 	if t.sub == 0 {
 		return
 	}
@@ -83,8 +118,12 @@ func (t *txn) header() *pb.ResponseHeader { return &pb.ResponseHeader{Revision: 
 func (t *txn) record(typ mvccpb.Event_EventType, kv, prev *mvccpb.KeyValue) {
 	rev := Rev{t.main, t.sub}
 	t.sub++
-	data := marshal(typ == mvccpb.Event_DELETE, kv)
-	t.db.pending = append(t.db.pending, record{rev, data})
+	stored := kv
+	if typ == mvccpb.Event_DELETE {
+		stored = &mvccpb.KeyValue{Key: kv.Key}
+	}
+	data := mustMarshal(stored)
+	t.db.pending = append(t.db.pending, record{rev, typ == mvccpb.Event_DELETE, data})
 	t.db.bytes += len(data)
 	t.events = append(t.events, &mvccpb.Event{Type: typ, Kv: kv, PrevKv: prev})
 }
@@ -99,7 +138,7 @@ func (t *txn) previous(key []byte) (*mvccpb.KeyValue, version, error) {
 	if !ok {
 		return nil, version{}, nil
 	}
-	kv, err := t.db.read(v.rev)
+	kv, err := t.view.read(v.rev)
 	return kv, v, err
 }
 
@@ -179,6 +218,7 @@ func (t *txn) deleteRange(req *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, 
 // first one run, so that a refused transaction leaves nothing behind.
 func (db *DB) txn(req *pb.TxnRequest) (*pb.TxnResponse, error) {
 	t := db.begin()
+	defer t.end()
 	path, err := t.choose(req)
 	if err != nil {
 		return nil, err
@@ -187,12 +227,21 @@ func (db *DB) txn(req *pb.TxnRequest) (*pb.TxnResponse, error) {
 		return nil, err
 	}
 	resp, err := t.run(path)
-	t.end()
 	if err != nil {
 		return nil, err
 	}
 	resp.Header = t.header()
 	return resp, nil
+}
+
+// ReadTxn carries out a transaction that writes nothing, without the log.
+func (db *DB) ReadTxn(by auth.Caller, req *pb.TxnRequest) (*pb.TxnResponse, error) {
+	db.mu.RLock()
+	defer db.mu.RUnlock()
+	if err := db.permitTxn(by, req); err != nil {
+		return nil, err
+	}
+	return db.txn(req)
 }
 
 // chosen is a transaction with its comparisons decided.
@@ -237,7 +286,7 @@ func (t *txn) check(c *chosen) error {
 		case *pb.RequestOp_RequestRange:
 			if at := r.RequestRange.Revision; at > t.main-1 {
 				err = ErrFutureRev
-			} else if at > 0 && at < t.db.compacted {
+			} else if at != 0 && at < t.db.compacted {
 				err = ErrCompacted
 			}
 		case *pb.RequestOp_RequestTxn:
@@ -258,7 +307,7 @@ func (t *txn) run(c *chosen) (*pb.TxnResponse, error) {
 		out := &pb.ResponseOp{}
 		switch r := op.Request.(type) {
 		case *pb.RequestOp_RequestRange:
-			rr, err := t.db.rangeAt(r.RequestRange, t.current())
+			rr, err := t.view.rangeAt(r.RequestRange, t.current())
 			if err != nil {
 				return nil, err
 			}
@@ -301,7 +350,7 @@ func (t *txn) compare(c *pb.Compare) (bool, error) {
 		}
 		found = true
 		var kv *mvccpb.KeyValue
-		if kv, err = t.db.read(v.rev); err != nil {
+		if kv, err = t.view.read(v.rev); err != nil {
 			return false
 		}
 		result = holds(c, kv)
@@ -362,7 +411,9 @@ func (db *DB) compact(req *pb.CompactionRequest) (*pb.CompactionResponse, error)
 		return nil, ErrFutureRev
 	}
 	db.compacted = req.Revision
-	db.dirty.gone = append(db.dirty.gone, db.index.compact(req.Revision)...)
+	rows := db.index.compact(req.Revision)
+	db.dirty.gone = append(db.dirty.gone, rows...)
+	db.bytes += len(rows) * goneBytes
 	db.dirty.meta = true
 	db.signal()
 	return &pb.CompactionResponse{Header: &pb.ResponseHeader{Revision: db.revision}}, nil

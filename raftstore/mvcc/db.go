@@ -1,17 +1,20 @@
 package mvcc
 
 import (
-	"encoding/binary"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sort"
 	"sync"
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"google.golang.org/protobuf/proto"
+
+	"edged/raftstore/auth"
 )
 
 // Errors of requests. raftstore hands them to its callers unchanged.
@@ -25,29 +28,23 @@ var (
 )
 
 const (
-	formatVersion = 1
 	// pageSize is fixed: a kernel with 16 KB pages would write four times the
 	// bytes, and the file must be readable on another device.
 	pageSize = 4096
-	// initialMmap keeps the map from growing often without asking 32-bit
-	// devices for address space that they lack.
-	initialMmap = 4 << 20
-)
-
-var (
-	revBucket   = []byte("rev")
-	leaseBucket = []byte("lease")
-	metaBucket  = []byte("meta")
-
-	formatKey  = []byte("format")
-	appliedKey = []byte("applied")
-	confKey    = []byte("conf")
+	// initialMmap is address space, not memory: growing the map waits for every
+	// reader, a snapshot that is being sent included, and makes new ones wait.
+	// 32-bit devices have less of it to spare.
+	initialMmap = 32 << 20 << (5 * (^uint(0) >> 63)) // 32 MB, 1 GB
 )
 
 // Config says where the file is.
 type Config struct {
 	Path   string
 	Logger *slog.Logger
+	// Authenticated, if set, is told what applying an entry means for tokens:
+	// that token is user's; without a token, that user's, or without a user
+	// everybody's, are worth nothing any more. It must not call back.
+	Authenticated func(token, user string)
 }
 
 // Applied says how much of the log a state reflects.
@@ -55,16 +52,22 @@ type Applied struct{ Index, Term uint64 }
 
 // record is one change that is not on disk yet.
 type record struct {
-	rev  Rev
-	data []byte
+	rev     Rev
+	deleted bool
+	data    []byte
 }
 
 // DB is the key space.
 type DB struct {
-	bolt *bolt.DB
-	log  *slog.Logger
+	bolt          *bolt.DB
+	dir           string
+	log           *slog.Logger
+	authenticated func(token, user string)
 
-	// committing serializes Commit with Close and Compact's deletions.
+	// swapping is held for reading by who needs the file to stay the same one,
+	// committing by who writes to it, mu by who looks at the rest; taken in this
+	// order. bolt itself changes with all three held.
+	swapping   sync.RWMutex
 	committing sync.Mutex
 
 	mu sync.RWMutex
@@ -76,12 +79,16 @@ type DB struct {
 	conf      []byte
 	leases    map[int64]*lease
 	attached  map[string]int64 // key -> lease
-	pending   []record         // ascending; not yet on disk
-	bytes     int              // of pending
-	dirty     struct {         // what else the next Commit writes
+	auth      *auth.State
+	alarms    map[pb.AlarmType]map[uint64]bool // by member
+	rows      map[string]map[string][]byte     // of the small buckets
+	pending   []record                         // ascending; not yet on disk
+	bytes     int                              // of pending and dirty.gone
+	dirty     struct {                         // what else the next Commit writes
 		meta   bool
-		leases map[int64]bool // changed, added or removed
-		gone   []Rev          // to delete from "rev"
+		leases map[int64]bool  // changed, added or removed
+		rows   map[rowKey]bool // changed, added or removed
+		gone   []gone          // to delete from "key"
 	}
 	recent  ring
 	changed chan struct{} // closed and replaced when revision or compacted moves
@@ -90,22 +97,15 @@ type DB struct {
 
 // Open opens the file, or makes one, and builds the key index from it.
 func Open(cfg Config) (*DB, error) {
-	b, err := bolt.Open(cfg.Path, 0o600, &bolt.Options{
-		PageSize: pageSize, InitialMmapSize: initialMmap, FreelistType: bolt.FreelistMapType, NoFreelistSync: true,
-	})
+	b, err := open(cfg.Path)
 	if errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch) {
 		return nil, damaged(cfg.Path, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", cfg.Path, err)
 	}
-	// The file grows in steps of this; bbolt would take 16 MB at once.
-	b.AllocSize = 1 << 20
-	db := &DB{
-		bolt: b, log: cfg.Logger, index: newIndex(), revision: 1,
-		leases: map[int64]*lease{}, attached: map[string]int64{}, changed: make(chan struct{}),
-	}
-	db.dirty.leases = map[int64]bool{}
+	db := &DB{bolt: b, dir: filepath.Dir(cfg.Path), log: cfg.Logger, authenticated: cfg.Authenticated, changed: make(chan struct{})}
+	db.empty()
 	if err := db.load(); err != nil {
 		b.Close()
 		return nil, err
@@ -122,6 +122,8 @@ func damaged(path string, err error) error {
 
 // Close closes the file. What was applied and not committed is in the log.
 func (db *DB) Close() error {
+	db.swapping.Lock()
+	defer db.swapping.Unlock()
 	db.committing.Lock()
 	defer db.committing.Unlock()
 	db.mu.Lock()
@@ -145,91 +147,110 @@ func (db *DB) load() (err error) {
 		if meta == nil {
 			return nil // a new file, or one cut before its first Commit
 		}
-		if f := meta.Get(formatKey); len(f) != 1 || f[0] != formatVersion {
-			return fmt.Errorf("%s: its format is %v, this program understands %d: use a newer edged", db.bolt.Path(), f, formatVersion)
-		}
 		err := db.loadMeta(meta)
 		if err == nil {
-			err = db.loadLeases(tx.Bucket(leaseBucket))
+			err = eachRow(tx.Bucket(leaseBucket), db.loadLease)
 		}
 		if err == nil {
-			err = db.loadRevisions(tx.Bucket(revBucket))
+			err = eachRow(tx.Bucket(keyBucket), db.loadRevision)
+		}
+		if err == nil {
+			err = db.loadRows(tx)
 		}
 		if err != nil {
 			return damaged(db.bolt.Path(), err)
 		}
+		// A file of etcd's does not tell its revision, and may have lost the
+		// newest rows to a compaction.
+		db.revision = max(db.revision, db.compacted)
 		return nil
 	})
 	return err
 }
 
-func (db *DB) loadMeta(meta *bolt.Bucket) error {
-	a := meta.Get(appliedKey)
-	if len(a) != 32 {
-		return fmt.Errorf("%q is %d bytes", appliedKey, len(a))
-	}
-	db.applied = Applied{binary.BigEndian.Uint64(a), binary.BigEndian.Uint64(a[8:])}
-	db.revision = int64(binary.BigEndian.Uint64(a[16:]))
-	db.compacted = int64(binary.BigEndian.Uint64(a[24:]))
-	db.conf = append([]byte(nil), meta.Get(confKey)...)
-	return nil
-}
-
-func (db *DB) loadRevisions(b *bolt.Bucket) error {
-	return b.ForEach(func(k, v []byte) error {
-		rev, deleted, kv, err := decode(k, v)
-		if err != nil {
-			return err
-		}
-		if deleted {
-			db.index.delete(kv.Key, rev)
-			db.attach(kv.Key, 0)
-			return nil
-		}
-		db.index.restore(kv.Key, rev, Rev{Main: kv.CreateRevision}, kv.Version)
-		db.attach(kv.Key, kv.Lease)
+func eachRow(b *bolt.Bucket, f func(k, v []byte) error) error {
+	if b == nil {
 		return nil
-	})
+	}
+	return b.ForEach(f)
 }
 
-func encodeRev(r Rev) []byte {
-	b := make([]byte, 16)
-	binary.BigEndian.PutUint64(b, uint64(r.Main))
-	binary.BigEndian.PutUint64(b[8:], uint64(r.Sub))
-	return b
+// empty forgets everything in memory: the state of a store without entries.
+func (db *DB) empty() {
+	db.index, db.revision, db.compacted, db.applied, db.conf = newIndex(), 1, 0, Applied{}, nil
+	db.leases, db.attached, db.alarms = map[int64]*lease{}, map[string]int64{}, map[pb.AlarmType]map[uint64]bool{}
+	db.auth, db.rows = auth.New(), map[string]map[string][]byte{}
+	db.pending, db.bytes, db.recent = nil, 0, ring{}
+	db.dirty.meta, db.dirty.gone = false, nil
+	db.dirty.leases, db.dirty.rows = map[int64]bool{}, map[rowKey]bool{}
 }
 
-// decode reads a row of bucket "rev".
-func decode(k, v []byte) (rev Rev, deleted bool, kv *mvccpb.KeyValue, err error) {
-	if len(k) != 16 || len(v) < 1 || v[0] > 1 {
-		return rev, false, nil, fmt.Errorf("row %x of revisions", k)
+// view is a consistent look at what is on disk, opened when it is first needed:
+// most reads of a small store find all they want in memory.
+type view struct {
+	db *DB
+	tx *bolt.Tx
+}
+
+func (v *view) bucket() (*bolt.Bucket, error) {
+	if v.tx == nil {
+		tx, err := v.db.bolt.Begin(false)
+		if err != nil {
+			return nil, err
+		}
+		v.tx = tx
 	}
-	rev = Rev{int64(binary.BigEndian.Uint64(k)), int64(binary.BigEndian.Uint64(k[8:]))}
-	kv = new(mvccpb.KeyValue)
-	if err := proto.Unmarshal(v[1:], kv); err != nil {
-		return rev, false, nil, fmt.Errorf("row %x of revisions: %w", k, err)
+	return v.tx.Bucket(keyBucket), nil
+}
+
+func (v *view) close() {
+	if v.tx != nil {
+		v.tx.Rollback() // of a read: cannot fail
 	}
-	return rev, v[0] == 1, kv, nil
 }
 
 // read returns the row at rev, from memory or from disk. mu is held.
-func (db *DB) read(rev Rev) (*mvccpb.KeyValue, error) {
-	if i := sort.Search(len(db.pending), func(i int) bool { return !db.pending[i].rev.less(rev) }); i < len(db.pending) && db.pending[i].rev == rev {
-		_, _, kv, err := decode(encodeRev(rev), db.pending[i].data)
-		return kv, err
+func (v *view) read(rev Rev) (*mvccpb.KeyValue, error) {
+	pending := v.db.pending
+	if i := sort.Search(len(pending), func(i int) bool { return !pending[i].rev.less(rev) }); i < len(pending) && pending[i].rev == rev {
+		return decodeKV(pending[i].rev, pending[i].data)
 	}
-	var kv *mvccpb.KeyValue
-	err := db.bolt.View(func(tx *bolt.Tx) error {
-		key := encodeRev(rev)
-		v := tx.Bucket(revBucket).Get(key)
-		if v == nil {
-			return fmt.Errorf("revision %d.%d is indexed but not stored", rev.Main, rev.Sub)
+	b, err := v.bucket()
+	if err != nil {
+		return nil, err
+	}
+	if b != nil {
+		if data := b.Get(encodeRev(rev)); data != nil {
+			return decodeKV(rev, data)
 		}
-		var err error
-		_, _, kv, err = decode(key, v)
-		return err
-	})
-	return kv, err
+	}
+	return nil, fmt.Errorf("revision %d.%d is indexed but not stored", rev.Main, rev.Sub)
+}
+
+// batch is what one Commit writes.
+type batch struct {
+	pending             []record
+	leases              map[int64][]byte
+	rows                map[rowKey][]byte
+	gone                []gone
+	applied             Applied
+	revision, compacted int64
+	conf                []byte
+}
+
+// take hands over what is to be written; mu is held.
+func (db *DB) take() batch {
+	b := batch{
+		pending: db.pending, gone: db.dirty.gone, applied: db.applied, revision: db.revision, compacted: db.compacted,
+		conf: db.conf, leases: map[int64][]byte{}, rows: map[rowKey][]byte{},
+	}
+	for id := range db.dirty.leases {
+		b.leases[id] = db.leases[id].encode(id)
+	}
+	for k := range db.dirty.rows {
+		b.rows[k] = db.rows[k.bucket][k.key]
+	}
+	return b
 }
 
 // Commit writes everything applied so far to the file, in one transaction.
@@ -237,27 +258,22 @@ func (db *DB) read(rev Rev) (*mvccpb.KeyValue, error) {
 func (db *DB) Commit() error {
 	db.committing.Lock()
 	defer db.committing.Unlock()
+	return db.commitLocked(false)
+}
+
+// commitLocked is Commit with committing held. always writes how far the log
+// was applied even when nothing else changed.
+func (db *DB) commitLocked(always bool) error {
 	db.mu.Lock()
-	dirty := db.dirty
-	db.dirty.meta, db.dirty.leases, db.dirty.gone = false, map[int64]bool{}, nil
-	pending := db.pending
-	applied := make([]byte, 32)
-	binary.BigEndian.PutUint64(applied, db.applied.Index)
-	binary.BigEndian.PutUint64(applied[8:], db.applied.Term)
-	binary.BigEndian.PutUint64(applied[16:], uint64(db.revision))
-	binary.BigEndian.PutUint64(applied[24:], uint64(db.compacted))
-	conf := db.conf
-	leases := map[int64][]byte{}
-	for id := range dirty.leases {
-		leases[id] = db.leases[id].encode()
-	}
-	db.mu.Unlock()
-	if !dirty.meta && len(pending) == 0 && len(leases) == 0 && len(dirty.gone) == 0 {
+	b, dirty := db.take(), db.dirty
+	if !always && !dirty.meta && len(b.pending) == 0 && len(b.leases) == 0 && len(b.rows) == 0 && len(b.gone) == 0 {
+		db.mu.Unlock()
 		return nil
 	}
-	err := db.bolt.Update(func(tx *bolt.Tx) error {
-		return write(tx, pending, leases, dirty.gone, applied, conf)
-	})
+	db.dirty.meta, db.dirty.gone = false, nil
+	db.dirty.leases, db.dirty.rows = map[int64]bool{}, map[rowKey]bool{}
+	db.mu.Unlock()
+	err := db.bolt.Update(func(tx *bolt.Tx) error { return b.write(tx) })
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if err != nil {
@@ -267,58 +283,17 @@ func (db *DB) Commit() error {
 		for id := range dirty.leases {
 			db.dirty.leases[id] = true
 		}
+		for k := range dirty.rows {
+			db.dirty.rows[k] = true
+		}
 		return fmt.Errorf("commit %s: %w", db.bolt.Path(), err)
 	}
-	db.pending = append([]record(nil), db.pending[len(pending):]...)
-	db.bytes = 0
+	db.pending = append([]record(nil), db.pending[len(b.pending):]...)
+	db.bytes = len(db.dirty.gone) * goneBytes
 	for _, r := range db.pending {
 		db.bytes += len(r.data)
 	}
 	return nil
-}
-
-func write(tx *bolt.Tx, pending []record, leases map[int64][]byte, gone []Rev, applied, conf []byte) error {
-	revs, err := tx.CreateBucketIfNotExists(revBucket)
-	if err != nil {
-		return err
-	}
-	revs.FillPercent = 0.9 // revisions only grow: no room is needed in between
-	for _, r := range pending {
-		if err := revs.Put(encodeRev(r.rev), r.data); err != nil {
-			return err
-		}
-	}
-	for _, rev := range gone {
-		if err := revs.Delete(encodeRev(rev)); err != nil {
-			return err
-		}
-	}
-	lb, err := tx.CreateBucketIfNotExists(leaseBucket)
-	if err != nil {
-		return err
-	}
-	for id, data := range leases {
-		key := binary.BigEndian.AppendUint64(nil, uint64(id))
-		if data == nil {
-			err = lb.Delete(key)
-		} else {
-			err = lb.Put(key, data)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	meta, err := tx.CreateBucketIfNotExists(metaBucket)
-	if err != nil {
-		return err
-	}
-	if err := meta.Put(formatKey, []byte{formatVersion}); err != nil {
-		return err
-	}
-	if err := meta.Put(confKey, conf); err != nil {
-		return err
-	}
-	return meta.Put(appliedKey, applied)
 }
 
 // Applied is how much of the log the state in memory reflects.
@@ -360,8 +335,14 @@ func (db *DB) Pending() int {
 	return db.bytes
 }
 
-// Size is the size of the file, and of the part of it that is in use.
+// Size is the size of the state, and of the part of it that is in use: what the
+// file has, and what the next Commit adds.
 func (db *DB) Size() (total, inUse int64) {
+	db.mu.RLock()
+	defer db.mu.RUnlock()
+	if db.closed {
+		return 0, 0
+	}
 	err := db.bolt.View(func(tx *bolt.Tx) error {
 		total = tx.Size()
 		return nil
@@ -369,5 +350,28 @@ func (db *DB) Size() (total, inUse int64) {
 	if err != nil {
 		return 0, 0
 	}
-	return total, total - int64(db.bolt.Stats().FreePageN)*pageSize
+	free := int64(db.bolt.Stats().FreePageN) * pageSize
+	pending := int64(db.bytes)
+	return total + max(pending-free, 0), total - free + pending
+}
+
+// WaitApplied returns when the entry at index has been applied. It is meant for
+// entries that wake watchers.
+func (db *DB) WaitApplied(ctx context.Context, index uint64) error {
+	for {
+		db.mu.RLock()
+		done, closed, changed := db.applied.Index >= index, db.closed, db.changed
+		db.mu.RUnlock()
+		switch {
+		case done:
+			return nil
+		case closed:
+			return ErrClosed
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
 }

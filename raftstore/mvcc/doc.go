@@ -8,21 +8,22 @@
 // [DB.Applied] on gives the same state again. Flash therefore sees each entry
 // about once, and an idle store writes nothing.
 //
-// Types: [DB] is the key space; [Watcher] reads its history from a revision on.
+// Types: [DB] is the key space; [Watcher] reads its history from a revision on;
+// [Snapshot] is a copy of the file while the store goes on.
 //
-// Layout of the file: bucket "rev" maps a revision (main, sub: 8 bytes big
-// endian each) to one byte, 0 put or 1 delete, and a mvccpb.KeyValue (for a
-// delete only the key); "lease" maps an id to TTL and remaining TTL; "meta"
-// holds "format" (one byte, 1), "applied" (index, term, revision, compacted
-// revision) and "conf" (raftpb.ConfState). The key index is in memory and built
-// from "rev" at Open.
+// Layout of the file: etcd's own, so that a snapshot is a copy of it that etcd's
+// tools read, and the other way round (layout.go). Bucket "key" maps a revision
+// to a mvccpb.KeyValue, "lease" an id to its TTLs, "alarm", "cluster",
+// "members", "members_removed", "auth", "authUsers" and "authRoles" are small
+// and held in memory, "meta" says how far the log was applied. The key index is
+// in memory and built from "key" at Open.
 //
 // Determinism: Apply depends on its arguments and on what was applied before,
 // never on a clock or on chance. When a lease expires is for the leader to
 // decide and to propose.
 //
-// Concurrency: Apply, Commit and SetConfState are called by one goroutine;
-// everything else may be called by any, at any time. Reads hold a lock that
+// Concurrency: Apply and Advance are called by one goroutine; everything else
+// may be called by any, at any time. Reads hold a lock that
 // Apply waits for only while the key index is consulted and values are copied
 // out. Goroutines: none.
 //

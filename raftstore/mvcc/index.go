@@ -29,7 +29,7 @@ type generation struct {
 // Worked example: put@2, put@3, delete@4, put@6 is
 // {created 2, revs 2 3 4, ended}, {created 6, revs 6}. Compacted at 3 it is
 // {created 2, firstVersion 2, revs 3 4, ended}, {created 6, revs 6}; at 4 the
-// first generation is gone.
+// deletion alone is left of the first generation, at 5 nothing.
 type entry struct {
 	key  []byte
 	gens []generation
@@ -86,6 +86,35 @@ func (x *index) delete(key []byte, rev Rev) bool {
 	return true
 }
 
+// bury is delete for a deletion read from disk, of which the life before it may
+// have been compacted.
+func (x *index) bury(key []byte, rev Rev) {
+	if x.delete(key, rev) {
+		return
+	}
+	e := x.get(key)
+	if e == nil {
+		e = &entry{key: bytes.Clone(key)}
+		x.tree.ReplaceOrInsert(e)
+	}
+	e.gens = append(e.gens, generation{revs: []Rev{rev}, ended: true})
+}
+
+// holds reports whether rev of key has not been compacted.
+func (x *index) holds(key []byte, rev Rev) bool {
+	e := x.get(key)
+	if e == nil {
+		return false
+	}
+	for i := range e.gens {
+		revs := e.gens[i].revs
+		if n := sort.Search(len(revs), func(j int) bool { return !revs[j].less(rev) }); n < len(revs) && revs[n] == rev {
+			return true
+		}
+	}
+	return false
+}
+
 // version is what a key was at some revision.
 type version struct {
 	rev, created Rev
@@ -125,10 +154,10 @@ func (x *index) ascend(key, end []byte, f func(*entry) bool) {
 
 // compact drops what nobody can ask for when at is the oldest revision that
 // may be read, and returns the revisions to delete from disk.
-func (x *index) compact(at int64) (gone []Rev) {
+func (x *index) compact(at int64) (rows []gone) {
 	var empty []*entry
 	x.tree.Ascend(func(e *entry) bool {
-		gone = e.compact(at, gone)
+		rows = e.compact(at, rows)
 		if len(e.gens) == 0 {
 			empty = append(empty, e)
 		}
@@ -137,19 +166,24 @@ func (x *index) compact(at int64) (gone []Rev) {
 	for _, e := range empty {
 		x.tree.Delete(e)
 	}
-	return gone
+	return rows
 }
 
-func (e *entry) compact(at int64, gone []Rev) []Rev {
+func (e *entry) compact(at int64, rows []gone) []gone {
 	kept := e.gens[:0]
 	for _, g := range e.gens {
 		// keep is the first revision that is still visible at `at` or later.
 		n := sort.Search(len(g.revs), func(j int) bool { return g.revs[j].Main > at })
 		keep := max(n-1, 0)
 		if g.ended && n == len(g.revs) {
-			keep = n // deleted at or before `at`: the whole life is over
+			keep = n // deleted before `at`: the whole life is over
+			if n > 0 && g.revs[n-1].Main == at {
+				keep = n - 1 // a watch from `at` on has still to tell of it
+			}
 		}
-		gone = append(gone, g.revs[:keep]...)
+		for i, rev := range g.revs[:keep] {
+			rows = append(rows, gone{rev, g.ended && i == len(g.revs)-1})
+		}
 		if keep == len(g.revs) {
 			continue
 		}
@@ -160,5 +194,5 @@ func (e *entry) compact(at int64, gone []Rev) []Rev {
 		kept = append(kept, g)
 	}
 	e.gens = kept
-	return gone
+	return rows
 }

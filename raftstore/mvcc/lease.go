@@ -1,11 +1,8 @@
 package mvcc
 
 import (
-	"encoding/binary"
-	"fmt"
 	"slices"
 
-	bolt "go.etcd.io/bbolt"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
@@ -14,27 +11,6 @@ import (
 type lease struct {
 	ttl, remaining int64
 	keys           map[string]struct{}
-}
-
-// encode returns the row of bucket "lease", nil for a lease that is gone.
-func (l *lease) encode() []byte {
-	if l == nil {
-		return nil
-	}
-	b := binary.BigEndian.AppendUint64(nil, uint64(l.ttl))
-	return binary.BigEndian.AppendUint64(b, uint64(l.remaining))
-}
-
-func (db *DB) loadLeases(b *bolt.Bucket) error {
-	return b.ForEach(func(k, v []byte) error {
-		if len(k) != 8 || len(v) != 16 {
-			return fmt.Errorf("damaged: lease %x", k)
-		}
-		db.leases[int64(binary.BigEndian.Uint64(k))] = &lease{
-			ttl: int64(binary.BigEndian.Uint64(v)), remaining: int64(binary.BigEndian.Uint64(v[8:])), keys: map[string]struct{}{},
-		}
-		return nil
-	})
 }
 
 // attach moves key to the lease id, or to none when id is 0.

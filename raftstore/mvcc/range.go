@@ -3,52 +3,73 @@ package mvcc
 import (
 	"bytes"
 	"cmp"
+	"math"
 	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"google.golang.org/protobuf/proto"
+
+	"edged/raftstore/auth"
 )
 
 // Range reads keys as they are, or as they were at req.Revision. The meaning of
 // [Key, RangeEnd): no RangeEnd is the key alone, "\0" is all keys from Key on.
-func (db *DB) Range(req *pb.RangeRequest) (*pb.RangeResponse, error) {
+func (db *DB) Range(by auth.Caller, req *pb.RangeRequest) (*pb.RangeResponse, error) {
 	db.mu.RLock()
 	defer db.mu.RUnlock()
-	return db.rangeAt(req, db.revision)
+	if err := db.auth.Read(by, req.Key, req.RangeEnd); err != nil {
+		return nil, err
+	}
+	v := view{db: db}
+	defer v.close()
+	return v.rangeAt(req, db.revision)
+}
+
+// filtered reports whether more than key, end and revision decide which keys a
+// request gets.
+func filtered(req *pb.RangeRequest) bool {
+	return req.MinModRevision != 0 || req.MaxModRevision != 0 || req.MinCreateRevision != 0 || req.MaxCreateRevision != 0
+}
+
+// fetchLimit is how many keys have to be read. As in etcd, a sort target without
+// an order sorts the first keys only: the limit comes before the sort.
+func fetchLimit(req *pb.RangeRequest) int64 {
+	ordered := req.SortOrder == pb.RangeRequest_NONE || req.SortTarget == pb.RangeRequest_KEY && req.SortOrder == pb.RangeRequest_ASCEND
+	if req.Limit <= 0 || !ordered || filtered(req) {
+		return math.MaxInt64
+	}
+	return req.Limit
 }
 
 // rangeAt is Range with mu held; current is the newest revision visible.
-func (db *DB) rangeAt(req *pb.RangeRequest, current int64) (*pb.RangeResponse, error) {
+func (v *view) rangeAt(req *pb.RangeRequest, current int64) (*pb.RangeResponse, error) {
 	at := req.Revision
 	switch {
 	case at > current:
 		return nil, ErrFutureRev
 	case at <= 0:
 		at = current
-	case at < db.compacted:
+	case at < v.db.compacted:
 		return nil, ErrCompacted
 	}
 	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: current}}
-	plain := req.SortOrder == pb.RangeRequest_NONE && req.MinModRevision == 0 && req.MaxModRevision == 0 &&
-		req.MinCreateRevision == 0 && req.MaxCreateRevision == 0
-	limit := req.Limit
-	if req.SortOrder == pb.RangeRequest_ASCEND && req.SortTarget == pb.RangeRequest_KEY {
-		plain = req.MinModRevision == 0 && req.MaxModRevision == 0 && req.MinCreateRevision == 0 && req.MaxCreateRevision == 0
-	}
+	limit := fetchLimit(req)
 	var err error
-	db.index.ascend(req.Key, req.RangeEnd, func(e *entry) bool {
-		v, ok := e.at(at)
+	v.db.index.ascend(req.Key, req.RangeEnd, func(e *entry) bool {
+		ver, ok := e.at(at)
 		if !ok {
 			return true
 		}
 		resp.Count++
-		if req.CountOnly || plain && limit > 0 && int64(len(resp.Kvs)) >= limit {
-			resp.More = resp.More || !req.CountOnly
+		if req.CountOnly {
+			return true
+		}
+		if int64(len(resp.Kvs)) >= limit {
+			resp.More = true
 			return true
 		}
 		var kv *mvccpb.KeyValue
-		if kv, err = db.read(v.rev); err != nil {
+		if kv, err = v.read(ver.rev); err != nil {
 			return false
 		}
 		resp.Kvs = append(resp.Kvs, kv)
@@ -57,11 +78,9 @@ func (db *DB) rangeAt(req *pb.RangeRequest, current int64) (*pb.RangeResponse, e
 	if err != nil {
 		return nil, err
 	}
-	if !plain {
-		filterAndSort(req, resp)
-		if limit > 0 && int64(len(resp.Kvs)) > limit {
-			resp.Kvs, resp.More = resp.Kvs[:limit], true
-		}
+	filterAndSort(req, resp)
+	if req.Limit > 0 && int64(len(resp.Kvs)) > req.Limit {
+		resp.Kvs, resp.More = resp.Kvs[:req.Limit], true
 	}
 	if req.KeysOnly {
 		for _, kv := range resp.Kvs {
@@ -73,16 +92,21 @@ func (db *DB) rangeAt(req *pb.RangeRequest, current int64) (*pb.RangeResponse, e
 
 func filterAndSort(req *pb.RangeRequest, resp *pb.RangeResponse) {
 	outside := func(v, lo, hi int64) bool { return lo != 0 && v < lo || hi != 0 && v > hi }
-	resp.Kvs = slices.DeleteFunc(resp.Kvs, func(kv *mvccpb.KeyValue) bool {
-		return outside(kv.ModRevision, req.MinModRevision, req.MaxModRevision) ||
-			outside(kv.CreateRevision, req.MinCreateRevision, req.MaxCreateRevision)
-	})
+	if filtered(req) {
+		resp.Kvs = slices.DeleteFunc(resp.Kvs, func(kv *mvccpb.KeyValue) bool {
+			return outside(kv.ModRevision, req.MinModRevision, req.MaxModRevision) ||
+				outside(kv.CreateRevision, req.MinCreateRevision, req.MaxCreateRevision)
+		})
+	}
 	order := req.SortOrder
 	if order == pb.RangeRequest_NONE {
 		if req.SortTarget == pb.RangeRequest_KEY {
 			return
 		}
 		order = pb.RangeRequest_ASCEND // etcd: a target without an order sorts ascending
+	}
+	if order == pb.RangeRequest_ASCEND && req.SortTarget == pb.RangeRequest_KEY {
+		return // as they were read
 	}
 	compare := func(a, b *mvccpb.KeyValue) int {
 		switch req.SortTarget {
@@ -104,17 +128,4 @@ func filterAndSort(req *pb.RangeRequest, resp *pb.RangeResponse) {
 		}
 		return compare(a, b)
 	})
-}
-
-func marshal(deleted bool, kv *mvccpb.KeyValue) []byte {
-	op := byte(0)
-	if deleted {
-		op = 1
-	}
-	data, err := proto.MarshalOptions{}.MarshalAppend([]byte{op}, kv)
-	if err != nil {
-		// A KeyValue of bytes and numbers always encodes.
-		panic(err)
-	}
-	return data
 }

@@ -5,9 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sort"
 
-	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
@@ -20,8 +20,10 @@ const (
 	// from disk.
 	ringRevisions = 1024
 	ringBytes     = 1 << 20
-	// catchUp bounds what a watcher that reads from disk holds at a time.
-	catchUp = 512
+	// catchUp and catchUpBytes bound what a watcher that reads from disk holds at
+	// a time, but for a revision that is larger by itself.
+	catchUp      = 512
+	catchUpBytes = 1 << 20
 )
 
 // ring holds the newest revisions, ascending, without gaps.
@@ -101,7 +103,7 @@ func (db *DB) Watch(key, end []byte, start int64, prevKV bool) *Watcher {
 // goroutine at a time.
 func (w *Watcher) Next(ctx context.Context) (Batch, error) {
 	for {
-		batch, changed, err := w.poll()
+		batch, changed, err := w.Poll()
 		if err != nil || len(batch.Events) > 0 {
 			return batch, err
 		}
@@ -123,8 +125,10 @@ func (w *Watcher) Position() int64 {
 	return w.next - 1
 }
 
-// poll returns what there is; with nothing more to read, what to wait for.
-func (w *Watcher) poll() (Batch, chan struct{}, error) {
+// Poll returns what there is now. With nothing more to read, changed is closed
+// when there may be; a batch without events and without changed is a stretch of
+// history that held none for this watcher.
+func (w *Watcher) Poll() (batch Batch, changed <-chan struct{}, err error) {
 	db := w.db
 	db.mu.RLock()
 	if db.closed {
@@ -170,7 +174,7 @@ func (w *Watcher) wants(key []byte) bool {
 
 // fromDisk reads a stretch of history, ending with a whole revision not after
 // to, and leaves the lock between stretches.
-func (w *Watcher) fromDisk(to int64) (Batch, chan struct{}, error) {
+func (w *Watcher) fromDisk(to int64) (Batch, <-chan struct{}, error) {
 	db := w.db
 	db.mu.RLock()
 	defer db.mu.RUnlock()
@@ -180,72 +184,95 @@ func (w *Watcher) fromDisk(to int64) (Batch, chan struct{}, error) {
 	if w.next < db.compacted {
 		return Batch{}, nil, ErrCompacted
 	}
-	out := Batch{Revision: to}
-	last := Rev{w.next - 1, 0}
-	visit := func(rev Rev, data []byte) (more bool, err error) {
-		if rev.Main > to {
-			return false, nil
-		}
-		if len(out.Events) >= catchUp && rev.Main != last.Main {
-			out.Revision = last.Main
-			return false, nil
-		}
-		last = rev
-		_, deleted, kv, err := decode(encodeRev(rev), data)
-		if err != nil || !w.wants(kv.Key) {
-			return err == nil, err
-		}
-		e := &mvccpb.Event{Kv: kv}
-		if deleted {
-			e.Type, kv.ModRevision = mvccpb.Event_DELETE, rev.Main
-		}
-		if w.withPrevKV {
-			e.PrevKv, err = db.before(kv.Key, rev)
-		}
-		out.Events = append(out.Events, e)
-		return err == nil, err
+	r := reader{w: w, to: to, view: view{db: db}, out: Batch{Revision: to}, last: w.next - 1}
+	defer r.view.close()
+	if err := r.read(); err != nil {
+		return Batch{}, nil, fmt.Errorf("read history from revision %d: %w", w.next, err)
 	}
-	more, firstPending := true, Rev{1 << 62, 0}
-	if len(db.pending) > 0 {
-		firstPending = db.pending[0].rev
+	w.next = r.out.Revision + 1
+	return r.out, nil, nil
+}
+
+// reader collects a stretch of history for one watcher; mu is held.
+type reader struct {
+	w     *Watcher
+	to    int64 // not beyond
+	view  view
+	out   Batch
+	bytes int
+	last  int64 // the main revision that was visited last
+	full  bool
+}
+
+func (r *reader) read() error {
+	pending := r.w.db.pending
+	firstPending := Rev{math.MaxInt64, 0}
+	if len(pending) > 0 {
+		firstPending = pending[0].rev
 	}
-	err := db.bolt.View(func(tx *bolt.Tx) error {
-		b := tx.Bucket(revBucket)
-		if b == nil {
-			return nil
-		}
+	b, err := r.view.bucket()
+	if err != nil {
+		return err
+	}
+	if b != nil {
 		c := b.Cursor()
-		for k, v := c.Seek(encodeRev(Rev{w.next, 0})); k != nil && more; k, v = c.Next() {
-			rev, _, _, err := decode(k, v)
+		for k, v := c.Seek(encodeRev(Rev{r.w.next, 0})); k != nil && !r.full; k, v = c.Next() {
+			rev, deleted, err := decodeRev(k)
 			if err != nil {
 				return err
 			}
 			if !rev.less(firstPending) {
 				break // being committed right now: read from memory below
 			}
-			if more, err = visit(rev, v); err != nil {
+			if err := r.visit(rev, deleted, v); err != nil {
 				return err
 			}
 		}
-		return nil
-	})
-	if err != nil {
-		return Batch{}, nil, fmt.Errorf("read history from revision %d: %w", w.next, err)
 	}
-	i := sort.Search(len(db.pending), func(i int) bool { return db.pending[i].rev.Main >= w.next })
-	for ; i < len(db.pending) && more; i++ {
-		if more, err = visit(db.pending[i].rev, db.pending[i].data); err != nil {
-			return Batch{}, nil, err
+	i := sort.Search(len(pending), func(i int) bool { return pending[i].rev.Main >= r.w.next })
+	for ; i < len(pending) && !r.full; i++ {
+		if err := r.visit(pending[i].rev, pending[i].deleted, pending[i].data); err != nil {
+			return err
 		}
 	}
-	w.next = out.Revision + 1
-	return out, nil, nil
+	return nil
+}
+
+func (r *reader) visit(rev Rev, deleted bool, data []byte) error {
+	if rev.Main > r.to {
+		r.full = true
+		return nil
+	}
+	if (len(r.out.Events) >= catchUp || r.bytes > catchUpBytes) && rev.Main != r.last {
+		r.out.Revision, r.full = r.last, true
+		return nil
+	}
+	r.last = rev.Main
+	kv, err := decodeKV(rev, data)
+	if err != nil || !r.w.wants(kv.Key) {
+		return err
+	}
+	if !r.w.db.index.holds(kv.Key, rev) {
+		return nil // compacted, and not yet deleted from the file
+	}
+	e := &mvccpb.Event{Kv: kv}
+	if deleted {
+		e.Type, kv.ModRevision = mvccpb.Event_DELETE, rev.Main
+	}
+	if r.w.withPrevKV {
+		if e.PrevKv, err = r.view.before(kv.Key, rev); err != nil {
+			return err
+		}
+	}
+	r.bytes += len(data) + len(e.PrevKv.GetValue())
+	r.out.Events = append(r.out.Events, e)
+	return nil
 }
 
 // before is the key's state just before rev, or nil if it did not exist or was
 // compacted. mu is held.
-func (db *DB) before(key []byte, rev Rev) (*mvccpb.KeyValue, error) {
-	e := db.index.get(key)
+func (v *view) before(key []byte, rev Rev) (*mvccpb.KeyValue, error) {
+	e := v.db.index.get(key)
 	if e == nil {
 		return nil, nil
 	}
@@ -253,7 +280,7 @@ func (db *DB) before(key []byte, rev Rev) (*mvccpb.KeyValue, error) {
 		g := &e.gens[i]
 		for j := len(g.revs) - 1; j > 0; j-- {
 			if g.revs[j] == rev {
-				return db.read(g.revs[j-1])
+				return v.read(g.revs[j-1])
 			}
 		}
 	}

@@ -1,0 +1,126 @@
+package mvcc
+
+import (
+	"bytes"
+	"hash/crc32"
+	"math"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Hash is one of all that is stored but how far the log was applied, and the
+// revision that it is of.
+func (db *DB) Hash() (hash uint32, revision int64, err error) {
+	db.swapping.RLock()
+	defer db.swapping.RUnlock()
+	db.committing.Lock()
+	defer db.committing.Unlock()
+	if err := db.commitLocked(false); err != nil {
+		return 0, 0, err
+	}
+	h := crc32.New(castagnoli)
+	err = db.bolt.View(func(tx *bolt.Tx) error {
+		probe := DB{}
+		if meta := tx.Bucket(metaBucket); meta != nil {
+			if err := probe.loadMeta(meta); err != nil {
+				return err
+			}
+		}
+		revision = max(probe.revision, 1)
+		return tx.ForEach(func(name []byte, b *bolt.Bucket) error {
+			h.Write(name)
+			return b.ForEach(func(k, v []byte) error {
+				if bytes.Equal(name, metaBucket) && (bytes.Equal(k, indexKey) || bytes.Equal(k, termKey)) {
+					return nil
+				}
+				h.Write(k)
+				h.Write(v)
+				return nil
+			})
+		})
+	})
+	return h.Sum32(), revision, err
+}
+
+// KVHash is a hash of the keys' history.
+type KVHash struct {
+	Hash uint32
+	// Revision up to which it was taken, Compacted that of the last compaction,
+	// Current the newest one.
+	Revision, Compacted, Current int64
+}
+
+// HashKV hashes the history up to revision at, 0 for the newest, from what the
+// last compaction left: the same on every member that has not compacted since.
+func (db *DB) HashKV(at int64) (KVHash, error) {
+	db.mu.RLock()
+	defer db.mu.RUnlock()
+	out := KVHash{Revision: at, Compacted: db.compacted, Current: db.revision}
+	switch {
+	case at > db.revision:
+		return KVHash{}, ErrFutureRev
+	case at > 0 && at < db.compacted:
+		return KVHash{}, ErrCompacted
+	case at <= 0:
+		out.Revision = db.revision
+	}
+	if db.compacted == 0 {
+		out.Compacted = -1 // etcd's "never"
+	}
+	h := crc32.New(castagnoli)
+	h.Write(keyBucket)
+	row := func(rev Rev, deleted bool, data []byte) error {
+		kv, err := decodeKV(rev, data)
+		if err != nil || rev.Main <= db.compacted && !db.index.holds(kv.Key, rev) {
+			return err
+		}
+		h.Write(rowName(rev, deleted))
+		h.Write(data)
+		return nil
+	}
+	v := view{db: db}
+	defer v.close()
+	if err := v.rows(out.Revision, row); err != nil {
+		return KVHash{}, err
+	}
+	out.Hash = h.Sum32()
+	return out, nil
+}
+
+// rows visits all rows up to a main revision, from disk and from memory.
+func (v *view) rows(to int64, f func(Rev, bool, []byte) error) error {
+	first := Rev{math.MaxInt64, 0}
+	if len(v.db.pending) > 0 {
+		first = v.db.pending[0].rev
+	}
+	b, err := v.bucket()
+	if err != nil {
+		return err
+	}
+	if b != nil {
+		c := b.Cursor()
+		for k, data := c.First(); k != nil; k, data = c.Next() {
+			rev, deleted, err := decodeRev(k)
+			if err != nil {
+				return err
+			}
+			if rev.Main > to || !rev.less(first) {
+				break
+			}
+			if err := f(rev, deleted, data); err != nil {
+				return err
+			}
+		}
+	}
+	for _, r := range v.db.pending {
+		if r.rev.Main > to {
+			break
+		}
+		if err := f(r.rev, r.deleted, r.data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
