@@ -2,7 +2,9 @@ package pod
 
 import (
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -114,7 +116,8 @@ func envFrom(pod *corev1.Pod, from corev1.EnvFromSource, o Objects, v *variables
 			data[k] = string(b)
 		}
 	}
-	for k, value := range data {
+	for _, k := range slices.Sorted(maps.Keys(data)) {
+		value := data[k]
 		if name := from.Prefix + k; len(validation.IsRelaxedEnvVarName(name)) == 0 {
 			v.set(name, value)
 		}

@@ -218,7 +218,7 @@ func ended(c *engine.Container, f facts) *corev1.ContainerStateTerminated {
 		t.ExitCode, t.Reason, t.Message = 255, "Unknown", c.Message
 	case c.OOMKilled:
 		t.Reason = "OOMKilled"
-	case c.StartedAt.IsZero() && c.Message != "":
+	case c.Message != "" && c.StartedAt.Equal(c.FinishedAt): // it never ran
 		t.Reason, t.Message = "StartError", c.Message
 	case c.ExitCode == 0:
 		t.Reason = "Completed"
