@@ -43,6 +43,7 @@ import (
 	"edged/controller/loop"
 	"edged/controller/namespace"
 	"edged/controller/replicaset"
+	"edged/controller/replicationcontroller"
 	"edged/controller/rootca"
 	"edged/controller/serviceaccount"
 )
@@ -69,15 +70,16 @@ type Config struct {
 // controllers is the table of what runs.
 func controllers(cfg Config) map[string]loop.Run {
 	return map[string]loop.Run{
-		"bootstrap":      bootstrap.Run(bootstrap.Config{Objects: cfg.BootstrapObjects, ServiceIP: cfg.ServiceIP, APIAddresses: cfg.APIAddresses}),
-		"deployment":     deployment.Run,
-		"endpoints":      endpoints.Run,
-		"endpointslice":  endpointslice.Run,
-		"gc":             gc.Run,
-		"namespace":      namespace.Run,
-		"replicaset":     replicaset.Run,
-		"rootca":         rootca.Run(cfg.RootCA),
-		"serviceaccount": serviceaccount.Run,
+		"bootstrap":             bootstrap.Run(bootstrap.Config{Objects: cfg.BootstrapObjects, ServiceIP: cfg.ServiceIP, APIAddresses: cfg.APIAddresses}),
+		"deployment":            deployment.Run,
+		"endpoints":             endpoints.Run,
+		"endpointslice":         endpointslice.Run,
+		"gc":                    gc.Run,
+		"namespace":             namespace.Run,
+		"replicaset":            replicaset.Run,
+		"replicationcontroller": replicationcontroller.Run,
+		"rootca":                rootca.Run(cfg.RootCA),
+		"serviceaccount":        serviceaccount.Run,
 	}
 }
 

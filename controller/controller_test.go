@@ -245,3 +245,47 @@ func TestNamespaceIsEmptied(t *testing.T) {
 		return ""
 	})
 }
+
+// A ReplicationController keeps its number of Pods, takes in orphans that match,
+// and its status can be read.
+func TestReplicationController(t *testing.T) {
+	reg := start(t)
+	kubelet(t, reg)
+	ctx := t.Context()
+	pods, rcs := registry.For[*corev1.Pod](reg), registry.For[*corev1.ReplicationController](reg)
+	template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "old"}}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "one"}}}}
+	await(t, "the ServiceAccount", func() string {
+		if _, ok := registry.For[*corev1.ServiceAccount](reg).Get("default", "default"); !ok {
+			return "not there"
+		}
+		return ""
+	})
+	if _, err := pods.Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "orphan", Namespace: "default", Labels: template.Labels}, Spec: template.Spec}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := rcs.Create(ctx, &corev1.ReplicationController{
+		ObjectMeta: metav1.ObjectMeta{Name: "old", Namespace: "default"},
+		Spec:       corev1.ReplicationControllerSpec{Replicas: ptr.To[int32](3), Selector: template.Labels, Template: &template},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := func(n int32) func() string {
+		return func() string {
+			rc, _ := rcs.Get("default", "old")
+			if s := rc.Status; s.Replicas != n || s.AvailableReplicas != n || s.ObservedGeneration != rc.Generation {
+				return fmt.Sprintf("%+v", s)
+			}
+			return ""
+		}
+	}
+	await(t, "three Pods", size(3))
+	if p, ok := pods.Get("default", "orphan"); !ok || metav1.GetControllerOfNoCopy(p) == nil || metav1.GetControllerOfNoCopy(p).Kind != "ReplicationController" {
+		t.Error("the orphan was not taken in")
+	}
+	if _, err := rcs.Update(ctx, "default", "old", func(rc *corev1.ReplicationController) error { rc.Spec.Replicas = ptr.To[int32](1); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "one Pod", size(1))
+	quiet(t, reg)
+}

@@ -24,6 +24,9 @@ import (
 )
 
 const (
+	// labelControlPlane is the role that kubectl shows: every device serves the
+	// API.
+	labelControlPlane = "node-role.kubernetes.io/control-plane"
 	// maxPods is the kubelet's default.
 	maxPods = 110
 	// lookEvery is how often the disk is looked at.
@@ -93,7 +96,7 @@ func (r *Reporter) Register(ctx context.Context) (*corev1.Node, error) {
 		return nil, err
 	}
 	labels := map[string]string{
-		corev1.LabelHostname: r.cfg.NodeName, corev1.LabelOSStable: goruntime.GOOS, corev1.LabelArchStable: goruntime.GOARCH,
+		labelControlPlane: "", corev1.LabelHostname: r.cfg.NodeName, corev1.LabelOSStable: goruntime.GOOS, corev1.LabelArchStable: goruntime.GOARCH,
 		"beta.kubernetes.io/os": goruntime.GOOS, "beta.kubernetes.io/arch": goruntime.GOARCH,
 	}
 	maps.Copy(labels, r.cfg.Labels)
