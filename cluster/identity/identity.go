@@ -56,8 +56,8 @@ type Identity struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	serving, client *tls.Certificate
-	ips             []netip.Addr
+	serving, client, apiServer *tls.Certificate
+	ips                        []netip.Addr
 }
 
 // Open reads the identity in cfg.Dir and makes what is missing.
@@ -126,7 +126,7 @@ func (i *Identity) ServingCertificate(*tls.ClientHelloInfo) (*tls.Certificate, e
 	}
 	cert, err := i.ca.tlsCertificate(now, i.key, leaf{
 		commonName:   "system:node:" + i.cfg.NodeName,
-		organization: []string{"system:nodes"},
+		organization: []string{nodesGroup},
 		ips:          append([]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}, i.ips...),
 		dnsNames:     append([]string{"localhost", i.cfg.NodeName}, i.cfg.DNSNames...),
 		usage:        []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
@@ -135,6 +135,8 @@ func (i *Identity) ServingCertificate(*tls.ClientHelloInfo) (*tls.Certificate, e
 	if err != nil {
 		return nil, err
 	}
+	// The CA goes along for devices that know it by its hash only (cluster/join).
+	cert.Certificate = append(cert.Certificate, i.ca.cert.Raw)
 	i.serving = cert
 	return cert, nil
 }
@@ -150,7 +152,7 @@ func (i *Identity) ClientCertificate(*tls.CertificateRequestInfo) (*tls.Certific
 	}
 	cert, err := i.ca.tlsCertificate(now, i.key, leaf{
 		commonName:   "system:node:" + i.cfg.NodeName,
-		organization: []string{"system:nodes"},
+		organization: []string{nodesGroup},
 		usage:        []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		ttl:          clientTTL,
 	})
