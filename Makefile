@@ -60,10 +60,15 @@ conformance: build ## Kubernetes' own e2e suite: make conformance [STAGE=1-pods]
 	bash test/conformance/build.sh test/conformance/work
 	go run ./test/conformance -work test/conformance/work -stage '$(STAGE)' -focus '$(FOCUS)'
 
+.PHONY: test-etcd
+test-etcd: build ## etcd's own tests on edged store: make test-etcd [SUITE=common|e2e|k8s] [FOCUS=regexp] [ALL=1]
+	bash test/etcd/build.sh test/etcd/work bin/edged
+	cd test/etcd && go run . -work work -suite '$(SUITE)' -focus '$(FOCUS)' $(if $(ALL),-all)
+
 .PHONY: cross
 cross: ## static binaries for every architecture
 	bash .ci/cross.sh
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin dist .cache runtime/engine/payload/*.zst test/conformance/work
+	rm -rf bin dist .cache runtime/engine/payload/*.zst test/conformance/work test/etcd/work

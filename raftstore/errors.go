@@ -37,6 +37,9 @@ var (
 	ErrNotLeader = errors.New("etcdserver: not leader")
 	// ErrNoLeader refuses what needs a leader while there is none.
 	ErrNoLeader = errors.New("etcdserver: no leader")
+	// Errors of membership.
+	ErrMemberNotFound = errors.New("etcdserver: member not found")
+	ErrUnhealthy      = errors.New("etcdserver: unhealthy cluster")
 	// ErrBadTransferee refuses to make a member the leader that cannot be.
 	ErrBadTransferee = errors.New("etcdserver: bad leader transferee")
 	// ErrCorrupt marks data on disk that cannot be relied on.

@@ -113,3 +113,10 @@ func (s *Store) MaxRequestBytes() int { return s.cfg.MaxRequestBytes }
 
 // Quota is the bound on the state, 0 for none.
 func (s *Store) Quota() int64 { return s.cfg.Quota }
+
+// Header is that of a response at a revision.
+func (s *Store) Header(revision int64) *pb.ResponseHeader {
+	h := &pb.ResponseHeader{Revision: revision}
+	s.header(h)
+	return h
+}

@@ -36,6 +36,8 @@ type Config struct {
 	// Name is the member's, for people.
 	Name   string
 	Logger *slog.Logger
+	// PeerURLs and ClientURLs are where members and clients find this one.
+	PeerURLs, ClientURLs []string
 	// MaxTxnOps and MaxRequestBytes bound requests; 0 is etcd's default.
 	MaxTxnOps       int
 	MaxRequestBytes int
@@ -259,6 +261,8 @@ type Status struct {
 	Revision, Compacted      int64
 	SizeBytes, SizeBytesUsed int64
 	NoSpace                  bool
+	IsLearner                bool
+	CommitIndex, ClusterID   uint64
 }
 
 // Status describes the member as it is now.
@@ -266,6 +270,7 @@ func (s *Store) Status() Status {
 	st := Status{MemberID: s.member, Leader: s.member, Term: s.node.term.Load(), AppliedIndex: s.db.Applied().Index, NoSpace: s.node.full.Load()}
 	st.Revision, st.Compacted = s.db.Revision()
 	st.SizeBytes, st.SizeBytesUsed = s.db.Size()
+	st.CommitIndex, st.ClusterID = st.AppliedIndex, s.ClusterID()
 	return st
 }
 
@@ -288,5 +293,5 @@ func (s *Store) RunWhileLeader(ctx context.Context, f func(context.Context)) {
 }
 
 func (s *Store) header(h *pb.ResponseHeader) {
-	h.MemberId, h.RaftTerm = s.member, s.node.term.Load()
+	h.ClusterId, h.MemberId, h.RaftTerm = s.ClusterID(), s.member, s.node.term.Load()
 }

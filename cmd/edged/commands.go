@@ -9,6 +9,7 @@ func commands() map[string]command {
 		"reset":      {"remove everything that edged made on this machine", runReset},
 		"run":        {"start this device", runRun},
 		"status":     {"show this device", runStatus},
+		"store":      {"run the store alone, in the place of an etcd", runStore},
 		"version":    {"print the version", runVersion},
 	}
 }

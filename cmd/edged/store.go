@@ -1,0 +1,274 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"golang.org/x/sync/errgroup"
+
+	"edged/raftstore"
+	"edged/raftstore/etcdapi"
+)
+
+// runStore runs the store alone, in the place of an etcd.
+func runStore(ctx context.Context, e env) error {
+	var c storeConfig
+	help, err := c.parse(e.args, os.Environ())
+	if err != nil {
+		return err
+	}
+	if help != "" {
+		_, err := fmt.Fprint(e.stdout, help)
+		return err
+	}
+	if c.version {
+		_, err := fmt.Fprintf(e.stdout, "etcd Version: %s\nGit SHA: edged %s\nGo Version: %s\nGo OS/Arch: %s/%s\n",
+			etcdapi.Version, version, goruntime.Version(), goruntime.GOOS, goruntime.GOARCH)
+		return err
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	out, closeLog, err := c.logOutput(e)
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	log := slog.New(zapLike(out, c.logLevel()))
+	for _, f := range c.ignored {
+		log.Warn("this flag of etcd's has no meaning here", "flag", f)
+	}
+	s := &storeServer{cfg: &c, log: log}
+	err = s.run(ctx)
+	if err != nil {
+		log.Error("the store stopped", "error", err.Error())
+	}
+	return err
+}
+
+// storeServer is what `edged store` runs.
+type storeServer struct {
+	cfg   *storeConfig
+	log   *slog.Logger
+	store *raftstore.Store
+	api   *etcdapi.Server
+}
+
+// listener is a port and whether it is spoken to in TLS.
+type listener struct {
+	net.Listener
+	url      string
+	tls      bool
+	httpOnly bool
+}
+
+func (s *storeServer) run(ctx context.Context) (err error) {
+	c := s.cfg
+	conf, err := c.client.server()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.dataDir, 0o700); err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	unlock, err := lockDataDir(c.dataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	listeners, err := s.listen()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, l := range listeners {
+			if cerr := l.Close(); cerr != nil && !errors.Is(cerr, net.ErrClosed) {
+				err = errors.Join(err, cerr)
+			}
+		}
+	}()
+	if s.store, err = s.open(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	defer func() { err = errors.Join(err, s.store.Close()) }()
+	s.api = etcdapi.New(etcdapi.Config{
+		Store: s.store, Logger: s.log, Metrics: metricsHandler(storeCollector(s.store)), Gateway: c.gateway,
+		ClientCertAuth: c.client.certAuth, ProgressInterval: c.progressInterval, ElectionTimeout: c.election(),
+		KeepaliveMinTime: c.keepaliveMinTime, KeepaliveInterval: c.keepaliveInterval, KeepaliveTimeout: c.keepaliveTimeout,
+		MaxStreams: c.maxStreams, NotServingOnDefrag: c.features["StopGRPCServiceOnDefrag"],
+	})
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		g.Go(func() error {
+			conf := conf
+			if !l.tls {
+				conf = nil
+			}
+			if l.httpOnly {
+				return s.api.ServeHTTP(l.Listener, conf)
+			}
+			return s.api.Serve(l.Listener, conf)
+		})
+	}
+	g.Go(func() error { return s.compact(ctx) })
+	s.log.Info("ready to serve client requests", "cluster-id", fmt.Sprintf("%x", s.store.ClusterID()), "local-member-id", fmt.Sprintf("%x", s.store.MemberID()))
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-s.store.Done():
+		}
+		return errors.Join(s.store.Err(), s.api.Close())
+	})
+	return g.Wait()
+}
+
+func (s *storeServer) open(ctx context.Context) (*raftstore.Store, error) {
+	c := s.cfg
+	return raftstore.Open(ctx, raftstore.Config{
+		Dir: filepath.Join(c.dataDir, "member"), Name: c.name, Logger: s.log,
+		PeerURLs: c.advertisePeer, ClientURLs: c.advertiseClient,
+		MaxTxnOps: c.maxTxnOps, MaxRequestBytes: c.maxRequestBytes, Quota: c.quotaBytes(),
+		AuthToken: c.authToken, AuthTokenTTL: time.Duration(c.authTokenTTL) * time.Second, BcryptCost: c.bcryptCost,
+	})
+}
+
+func (s *storeServer) listen() ([]listener, error) {
+	var out []listener
+	add := func(flag string, urls []string, httpOnly bool) error {
+		for _, u := range urls {
+			l, secure, err := listenURL(u)
+			if err != nil {
+				return fmt.Errorf("--%s: %w", flag, err)
+			}
+			out = append(out, listener{l, u, secure, httpOnly})
+		}
+		return nil
+	}
+	err := add("listen-client-urls", s.cfg.listenClient, false)
+	if err == nil {
+		err = add("listen-client-http-urls", s.cfg.listenClientHTTP, true)
+	}
+	if err == nil {
+		err = add("listen-metrics-urls", s.cfg.listenMetrics, true)
+	}
+	if err != nil {
+		for _, l := range out {
+			l.Close()
+		}
+		return nil, err
+	}
+	return out, nil
+}
+
+func listenURL(s string) (l net.Listener, secure bool, err error) {
+	u, err := url.Parse(s)
+	if err != nil {
+		return nil, false, err
+	}
+	switch u.Scheme {
+	case "http", "https":
+		l, err = net.Listen("tcp", u.Host)
+	case "unix", "unixs":
+		path := u.Host + u.Path
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, false, err
+		}
+		l, err = net.Listen("unix", path)
+	default:
+		return nil, false, fmt.Errorf("%s: want http, https, unix or unixs", s)
+	}
+	return l, u.Scheme == "https" || u.Scheme == "unixs", err
+}
+
+// compact forgets history as --auto-compaction-retention says, on the member
+// that leads.
+func (s *storeServer) compact(ctx context.Context) error {
+	keep, every := s.cfg.retention()
+	if keep == nil {
+		return nil
+	}
+	s.store.RunWhileLeader(ctx, func(ctx context.Context) {
+		t := time.NewTicker(every)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+			}
+			rev, _ := s.store.Revision()
+			at := keep(rev)
+			if _, compacted := s.store.Revision(); at <= compacted || at <= 1 {
+				continue
+			}
+			if err := s.compactTo(ctx, at); err != nil && ctx.Err() == nil && !errors.Is(err, raftstore.ErrCompacted) {
+				s.log.Warn("history was not compacted", "revision", at, "error", err.Error())
+			}
+		}
+	})
+	return nil
+}
+
+func (s *storeServer) compactTo(ctx context.Context, at int64) error {
+	_, err := s.store.Compact(ctx, &pb.CompactionRequest{Revision: at})
+	return err
+}
+
+// zapLike is a handler that writes what etcd's logger does: JSON lines with
+// level, ts and msg.
+func zapLike(w io.Writer, level slog.Level) slog.Handler {
+	return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		if len(groups) > 0 {
+			return a
+		}
+		switch a.Key {
+		case slog.TimeKey:
+			return slog.String("ts", a.Value.Time().Format("2006-01-02T15:04:05.000000Z0700"))
+		case slog.LevelKey:
+			return slog.String("level", strings.ToLower(a.Value.String()))
+		}
+		return a
+	}})
+}
+
+// logOutput opens what --log-outputs names.
+func (c *storeConfig) logOutput(e env) (io.Writer, func(), error) {
+	var outs []io.Writer
+	var files []*os.File
+	for _, name := range c.logOutputs {
+		switch name {
+		case "default", "stderr", "systemd/journal":
+			outs = append(outs, e.stderr)
+		case "stdout":
+			outs = append(outs, e.stdout)
+		default:
+			f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+			if err != nil {
+				return nil, nil, fmt.Errorf("--log-outputs: %w", err)
+			}
+			files = append(files, f)
+			outs = append(outs, f)
+		}
+	}
+	return io.MultiWriter(slices.Clip(outs)...), func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}, nil
+}

@@ -1,0 +1,324 @@
+package etcdapi
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"edged/raftstore"
+	"edged/raftstore/mvcc"
+)
+
+// Reasons for which a watch is not made, in etcd's words.
+const (
+	reasonDuplicate = "mvcc: duplicate watch ID provided on the WatchStream"
+	reasonEmpty     = "mvcc: watcher range is empty"
+)
+
+const (
+	// noWatch is the id in answers that concern no watch, or all of them.
+	noWatch = -1
+	// sendOverhead is what etcd allows a message beyond the bound on requests.
+	sendOverhead = 512 << 10
+	// requestQueue bounds requests of a stream that wait for a slow client.
+	requestQueue = 16
+)
+
+type watchService struct {
+	pb.UnimplementedWatchServer
+	*Server
+}
+
+// Watch serves one stream. All of its watches are read and sent by this
+// goroutine, one batch at a time: what a slow client has not taken is in the
+// store, not here.
+func (s watchService) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
+	w := &watchStream{Server: s.Server, stream: stream}
+	requests := make(chan *pb.WatchRequest, requestQueue)
+	failed := make(chan error, 1)
+	go func() {
+		for {
+			req, err := stream.Recv()
+			if err != nil {
+				if !errors.Is(err, io.EOF) { // nothing more to ask, much to hear
+					failed <- err
+				}
+				return
+			}
+			select {
+			case requests <- req:
+			case <-stream.Context().Done():
+				return
+			}
+		}
+	}()
+	err := w.run(stream.Context(), requests, failed)
+	if errors.Is(err, context.Canceled) {
+		return rpctypes.ErrGRPCWatchCanceled
+	}
+	return err
+}
+
+type watchStream struct {
+	*Server
+	stream  grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]
+	watches []*watch
+	nextID  int64
+	ask     bool // the client wants to know how far all watches are
+	tick    *time.Ticker
+}
+
+type watch struct {
+	id                         int64
+	from                       *mvcc.Watcher
+	prevKV, progress, fragment bool
+	noPut, noDelete            bool
+	quiet                      bool // has sent nothing since the last tick
+}
+
+func (w *watchStream) run(ctx context.Context, requests <-chan *pb.WatchRequest, failed <-chan error) error {
+	defer func() {
+		if w.tick != nil {
+			w.tick.Stop()
+		}
+	}()
+	idle := make(chan struct{})
+	close(idle)
+	for {
+		// What everything sent in this round reaches at least.
+		rev, _ := w.store.Revision()
+		wake, err := w.round()
+		if err != nil {
+			return err
+		}
+		var tick <-chan time.Time
+		if w.tick != nil {
+			tick = w.tick.C
+		}
+		switch {
+		case len(w.watches) == 0:
+			w.ask = false
+		case wake == nil:
+			wake = idle // there is more to read: look for requests only
+		case w.ask:
+			w.ask = false
+			if err := w.send(&pb.WatchResponse{Header: w.headerAt(rev), WatchId: noWatch}); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-failed:
+			return err
+		case req := <-requests:
+			if err := w.request(req); err != nil {
+				return err
+			}
+		case <-tick:
+			if err := w.progress(rev, wake == idle); err != nil {
+				return err
+			}
+		case <-wake:
+		}
+	}
+}
+
+// round reads each watch once and sends what there is. wake is nil when a watch
+// has more to read.
+func (w *watchStream) round() (wake <-chan struct{}, err error) {
+	more := false
+	for _, x := range slices.Clone(w.watches) {
+		batch, changed, err := x.from.Poll()
+		switch {
+		case errors.Is(err, mvcc.ErrCompacted):
+			if err := w.compacted(x); err != nil {
+				return nil, err
+			}
+			continue
+		case errors.Is(err, mvcc.ErrClosed):
+			return nil, rpctypes.ErrGRPCStopped
+		case err != nil:
+			return nil, err
+		}
+		if changed == nil {
+			more = true
+			if err := w.deliver(x, batch); err != nil {
+				return nil, err
+			}
+		} else if wake == nil {
+			wake = changed // of the first one: none has changed before it
+		}
+	}
+	if more {
+		return nil, nil
+	}
+	return wake, nil
+}
+
+func (w *watchStream) compacted(x *watch) error {
+	w.remove(x.id)
+	_, compacted := w.store.Revision()
+	return w.send(&pb.WatchResponse{Header: w.header(), WatchId: x.id, Canceled: true, CompactRevision: compacted})
+}
+
+func (w *watchStream) deliver(x *watch, batch mvcc.Batch) error {
+	events := make([]*mvccpb.Event, 0, len(batch.Events))
+	for _, e := range batch.Events {
+		if x.noPut && e.Type == mvccpb.Event_PUT || x.noDelete && e.Type == mvccpb.Event_DELETE {
+			continue
+		}
+		if !x.prevKV && e.PrevKv != nil {
+			e = &mvccpb.Event{Type: e.Type, Kv: e.Kv} // events are shared
+		}
+		events = append(events, e)
+	}
+	if len(events) == 0 {
+		return nil
+	}
+	x.quiet = false
+	resp := &pb.WatchResponse{Header: w.headerAt(batch.Revision), WatchId: x.id, Events: events}
+	if !x.fragment {
+		return w.send(resp)
+	}
+	return w.fragments(resp)
+}
+
+// fragments sends a response in pieces that a client with etcd's bound takes.
+func (w *watchStream) fragments(resp *pb.WatchResponse) error {
+	bound := w.store.MaxRequestBytes() + sendOverhead
+	if proto.Size(resp) < bound {
+		return w.send(resp)
+	}
+	for events := resp.Events; len(events) > 0; {
+		n, size := 0, 0
+		for n < len(events) {
+			size += proto.Size(events[n]) + 8
+			if n > 0 && size >= bound {
+				break
+			}
+			n++
+		}
+		piece := &pb.WatchResponse{Header: resp.Header, WatchId: resp.WatchId, Events: events[:n], Fragment: n < len(events)}
+		if err := w.send(piece); err != nil {
+			return err
+		}
+		events = events[n:]
+	}
+	return nil
+}
+
+// progress tells watches that wanted to know and have been quiet how far they
+// are; not those that still have something to read.
+func (w *watchStream) progress(rev int64, busy bool) error {
+	for _, x := range w.watches {
+		if !x.progress {
+			continue
+		}
+		if x.quiet && !busy {
+			if err := w.send(&pb.WatchResponse{Header: w.headerAt(rev), WatchId: x.id}); err != nil {
+				return err
+			}
+		}
+		x.quiet = true
+	}
+	return nil
+}
+
+func (w *watchStream) send(resp *pb.WatchResponse) error { return w.stream.Send(resp) }
+
+func (w *watchStream) request(req *pb.WatchRequest) error {
+	switch r := req.RequestUnion.(type) {
+	case *pb.WatchRequest_CreateRequest:
+		return w.create(r.CreateRequest)
+	case *pb.WatchRequest_CancelRequest:
+		if id := r.CancelRequest.GetWatchId(); w.remove(id) {
+			return w.send(&pb.WatchResponse{Header: w.header(), WatchId: id, Canceled: true})
+		}
+	case *pb.WatchRequest_ProgressRequest:
+		w.ask = true
+	}
+	return nil
+}
+
+func (w *watchStream) create(r *pb.WatchCreateRequest) error {
+	id, reason := w.allot(r)
+	if reason != "" {
+		return w.send(&pb.WatchResponse{Header: w.header(), WatchId: noWatch, Created: true, Canceled: true, CancelReason: reason})
+	}
+	key := r.Key
+	if len(key) == 0 {
+		key = []byte{0} // the smallest
+	}
+	from, err := w.store.Watch(w.stream.Context(), raftstore.WatchOptions{Key: key, RangeEnd: r.RangeEnd, StartRevision: r.StartRevision, PrevKV: r.PrevKv})
+	if err != nil {
+		return err
+	}
+	w.watches = append(w.watches, &watch{
+		id: id, from: from, prevKV: r.PrevKv, progress: r.ProgressNotify, fragment: r.Fragment, quiet: true,
+		noPut:    slices.Contains(r.Filters, pb.WatchCreateRequest_NOPUT),
+		noDelete: slices.Contains(r.Filters, pb.WatchCreateRequest_NODELETE),
+	})
+	if r.ProgressNotify && w.tick == nil {
+		// Not all streams at the same time, though they were made so.
+		every := w.cfg.ProgressInterval
+		w.tick = time.NewTicker(every + rand.N(every/10+1))
+	}
+	return w.send(&pb.WatchResponse{Header: w.header(), WatchId: id, Created: true})
+}
+
+// allot finds the new watch's id, or why there is to be none.
+func (w *watchStream) allot(r *pb.WatchCreateRequest) (id int64, reason string) {
+	if r.StartRevision < 0 {
+		return 0, rpctypes.ErrCompacted.Error()
+	}
+	ctx, err := w.identify(w.stream.Context())
+	if err == nil {
+		key := r.Key
+		if len(key) == 0 {
+			key = []byte{0}
+		}
+		err = w.store.PermitRead(ctx, key, r.RangeEnd)
+	}
+	if err != nil {
+		return 0, toStatus(err).Error()
+	}
+	open := len(r.RangeEnd) == 1 && r.RangeEnd[0] == 0
+	if len(r.RangeEnd) > 0 && !open && bytes.Compare(r.Key, r.RangeEnd) >= 0 {
+		return 0, reasonEmpty
+	}
+	if r.WatchId != 0 {
+		if w.find(r.WatchId) >= 0 {
+			return 0, reasonDuplicate
+		}
+		return r.WatchId, ""
+	}
+	for w.find(w.nextID) >= 0 {
+		w.nextID++
+	}
+	w.nextID++
+	return w.nextID - 1, ""
+}
+
+func (w *watchStream) find(id int64) int {
+	return slices.IndexFunc(w.watches, func(x *watch) bool { return x.id == id })
+}
+
+func (w *watchStream) remove(id int64) bool {
+	i := w.find(id)
+	if i < 0 {
+		return false
+	}
+	w.watches = slices.Delete(w.watches, i, i+1)
+	return true
+}
