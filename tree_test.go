@@ -29,7 +29,7 @@ var layers = []struct {
 	{"cluster/identity", []string{"internal/..."}},
 	{"runtime/engine/...", []string{"internal/...", "runtime/engine/..."}},
 	{"net/bridge", []string{"internal/..."}},
-	{"net/mesh", []string{"internal/..."}},
+	{"net/mesh", []string{"internal/...", "net/nft", "apiserver/registry"}},
 	{"net/nft", []string{"internal/..."}},
 	{"net/cniplugin", []string{"internal/...", "net/bridge", "net/nft"}},
 	{"raftstore/...", []string{"raftstore/...", "internal/..."}},

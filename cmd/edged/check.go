@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"edged/net/mesh"
 	"edged/net/nft"
 )
 
@@ -67,6 +68,7 @@ func kernelFeatures() []feature {
 		{"UTS namespaces", "a host name for each Pod", true, "", namespaceOf("uts")},
 		{"PID namespaces", "Pods apart from each other", true, "", namespaceOf("pid")},
 		{"mount namespaces", "a root file system for each container", true, "", namespaceOf("mnt")},
+		{"VXLAN", "Pods of devices behind a router (CONFIG_VXLAN)", false, "only devices on one link reach each other's Pods", mesh.Probe},
 		{"seccomp", "profiles that restrict containers", false, "only Pods without a seccomp profile run", readable("/proc/sys/kernel/seccomp/actions_avail")},
 		{"pidfd", "the ends of containers without polling", true, "", func() error {
 			fd, err := unix.PidfdOpen(os.Getpid(), 0)

@@ -17,6 +17,7 @@ import (
 	"edged/apiserver/registry/recorder"
 	"edged/internal/netns"
 	"edged/net/bridge"
+	"edged/net/mesh"
 	"edged/net/nft"
 	"edged/net/proxy"
 	"edged/runtime/agent"
@@ -109,7 +110,8 @@ func taints(c *config) (out []corev1.Taint) {
 	return out
 }
 
-// openNetwork makes the bridge and starts the proxy and DNS.
+// openNetwork makes the bridge and starts the ways to other devices, the proxy
+// and DNS.
 func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, podCIDR netip.Prefix) (*bridge.Bridge, error) {
 	c := d.cfg
 	table := nft.Open()
@@ -139,6 +141,15 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 		return nil, err
 	}
 	d.onClose(br.Close)
+	ways, err := mesh.New(mesh.Config{
+		Self: mesh.Peer{Name: c.nodeName, PodCIDRs: prefixes(podCIDR)}, ClusterCIDRs: prefixes(c.parsed.clusterCIDR),
+		SetMTU: br.SetMTU, Table: table, Logger: d.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.onClose(ways.Close)
+	g.Go(func() error { return ways.Run(ctx, d.registry) })
 	g.Go(func() error { return px.Run(ctx, d.registry) })
 	g.Go(func() error { return d.runDNS(ctx, px) })
 	g.Go(func() error {

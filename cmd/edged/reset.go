@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"edged/net/bridge"
+	"edged/net/mesh"
 	"edged/net/nft"
 	"edged/runtime/engine"
 	"edged/runtime/sandbox"
@@ -64,7 +65,7 @@ func reset(ctx context.Context, dataDir, runDir string, keepData bool) error {
 		return fmt.Errorf("remove containers: %w", err)
 	}
 	errs := []error{
-		bridge.Cleanup(ctx, bridge.DefaultName, p.bridge()), table.Remove(), sandbox.Cleanup(p.sandboxes()),
+		mesh.Cleanup(ctx), bridge.Cleanup(ctx, bridge.DefaultName, p.bridge()), table.Remove(), sandbox.Cleanup(p.sandboxes()),
 		volume.Cleanup(podDataOf(p, keepData), p.podRun()), removeLogs(uids), os.RemoveAll(runDir),
 	}
 	if err := errors.Join(errs...); err != nil {

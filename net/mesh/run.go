@@ -1,0 +1,185 @@
+package mesh
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"edged/apiserver/registry"
+)
+
+const (
+	// restBetween bounds the work of a burst of changes.
+	restBetween = 50 * time.Millisecond
+	// checkEvery is how long it stays unnoticed that a stranger removed what
+	// the kernel sends no notice of.
+	checkEvery = time.Minute
+	// retryAfter an error.
+	retryAfter = 5 * time.Second
+)
+
+// Run keeps the mesh in step with the cluster's Nodes until ctx ends. What is in
+// the kernel stays when it returns.
+func (m *Mesh) Run(ctx context.Context, reg *registry.Registry) error {
+	if err := reg.WaitReady(ctx); err != nil {
+		return err
+	}
+	wake := make(chan struct{}, 1)
+	poke := func() {
+		select {
+		case wake <- struct{}{}:
+		default: // one is pending already
+		}
+	}
+	notices, err := openNotices()
+	if err != nil {
+		return fmt.Errorf("mesh: %w", err)
+	}
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		readNotices(notices, poke)
+	}()
+	defer func() {
+		notices.Close() // ends the reader
+		<-read
+	}()
+	nodes := registry.For[*corev1.Node](reg)
+	defer nodes.Subscribe(func(e registry.Event[*corev1.Node]) {
+		if e.Old == nil || !equalPeer(peerOf(e.Old), peerOf(e.Object)) || e.Object.DeletionTimestamp != nil {
+			poke()
+		}
+	})()
+	poke() // the first time without any event
+	m.loop(ctx, wake, func() []Peer {
+		var peers []Peer
+		for _, n := range nodes.List("") {
+			peers = append(peers, peerOf(n))
+		}
+		return peers
+	})
+	return nil
+}
+
+func (m *Mesh) loop(ctx context.Context, wake <-chan struct{}, read func() []Peer) {
+	check := time.NewTicker(checkEvery)
+	defer check.Stop()
+	var retry <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-check.C:
+		case <-retry:
+		case <-wake:
+		}
+		failing := retry != nil
+		retry = nil
+		if _, err := m.Apply(ctx, read()); err != nil && ctx.Err() == nil {
+			if !failing { // once, however often it is tried
+				m.log.Error("the ways to other devices are not all there; trying again", "every", retryAfter, "err", err)
+			}
+			retry = time.After(retryAfter)
+		} else if failing {
+			m.log.Info("the ways to other devices are all there again")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(restBetween):
+		}
+	}
+}
+
+// peerOf reads a Node. What cannot be parsed is left out: a Node that nobody
+// has completed yet is a peer without a way.
+func peerOf(n *corev1.Node) Peer {
+	p := Peer{Name: n.Name}
+	cidrs := n.Spec.PodCIDRs
+	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
+		cidrs = []string{n.Spec.PodCIDR}
+	}
+	for _, s := range cidrs {
+		if c, err := netip.ParsePrefix(s); err == nil {
+			p.PodCIDRs = append(p.PodCIDRs, c.Masked())
+		}
+	}
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+			p.Addrs = append(p.Addrs, ip)
+		}
+	}
+	return p
+}
+
+func equalPeer(a, b Peer) bool {
+	return a.Name == b.Name && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs)
+}
+
+// noticeGroups are what the kernel sends notices of: links, addresses, routes.
+const noticeGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1) |
+	1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1)
+
+func openNotices() (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("opening the kernel's notices: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: noticeGroups}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("opening the kernel's notices: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "rtnetlink"), nil
+}
+
+// readNotices pokes for each notice that may change a way, until the socket is
+// closed. Only the beginning of a notice is read.
+func readNotices(f *os.File, poke func()) {
+	buf := make([]byte, 256)
+	for {
+		n, err := f.Read(buf)
+		switch {
+		case errors.Is(err, unix.ENOBUFS): // some were lost
+			poke()
+		case err != nil:
+			return
+		case matters(buf[:n]):
+			poke()
+		}
+	}
+}
+
+// matters says whether a notice may be about a way to another device. Pods' own
+// links come and go all day and are not.
+func matters(b []byte) bool {
+	const header = unix.SizeofNlMsghdr
+	if len(b) < header {
+		return false
+	}
+	switch body := b[header:]; binary.NativeEndian.Uint16(b[4:]) {
+	case unix.RTM_NEWROUTE:
+		const protocol = 5 // in struct rtmsg
+		return len(body) > protocol && body[protocol] != byte(routeProtocol)
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		// The name is the first attribute.
+		const name = unix.SizeofIfInfomsg + unix.SizeofRtAttr
+		if len(body) < name {
+			return false
+		}
+		for _, prefix := range []string{"edv", "edged-vx", "veth", "lo\x00"} {
+			if bytes.HasPrefix(body[name:], []byte(prefix)) {
+				return false
+			}
+		}
+	}
+	return true
+}
