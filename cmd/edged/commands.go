@@ -10,6 +10,7 @@ func commands() map[string]command {
 		"run":        {"start this device", runRun},
 		"status":     {"show this device", runStatus},
 		"store":      {"run the store alone, in the place of an etcd", runStore},
+		"token":      {"make, list and delete the tokens that let devices join", runToken},
 		"version":    {"print the version", runVersion},
 	}
 }

@@ -132,7 +132,7 @@ func containerStatus(w wanted, o *observed, p plan, f facts) corev1.ContainerSta
 		cs.ContainerID = "containerd://" + o.cur.ID
 		started := o.started && !o.hooking
 		cs.Started = &started
-		cs.Ready = started && o.ready && !o.stopping
+		cs.Ready = started && o.ready // also while it is being stopped, as the kubelet has it
 		cs.Resources = o.c.Resources.DeepCopy()
 		cs.AllocatedResources = o.c.Resources.Requests.DeepCopy()
 		cs.User = nil

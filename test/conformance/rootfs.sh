@@ -10,7 +10,7 @@ rm -rf "$S" rootfs; mkdir -p "$S" rootfs apt/archives/partial
 : > apt/status
 [ -n "$(ls apt/archives/*.deb 2>/dev/null)" ] || apt-get -o Dir::State::status="$W/apt/status" -o Dir::Cache::archives="$W/apt/archives" \
   -o Debug::NoLocking=1 -o APT::Install-Recommends=0 -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= \
-  install --download-only -y curl bind9-dnsutils netcat-openbsd iproute2 bash dash socat libc-bin busybox-static nginx
+  install --download-only -y curl bind9-dnsutils netcat-openbsd iproute2 bash bash-static dash socat libc-bin busybox-static nginx
 for d in apt/archives/*.deb; do dpkg-deb -x "$d" "$S"; done
 
 # find_lib NAME: path below $S of a shared library.
@@ -47,8 +47,14 @@ applets() {
   done
 }
 
-# busybox: nothing but the static shell.
-skeleton "$W/rootfs/busybox"; applets "$W/rootfs/busybox"
+# busybox: all applets in /bin, as the official image has them. Debian's build of
+# its shell drops variables with dashes in their names, which the official one
+# hands on; bash does too.
+U=$W/rootfs/busybox
+skeleton "$U"
+for p in $("$S/bin/busybox" --list); do [ "$p" = busybox ] || ln -s busybox "$U/bin/$p"; done
+rm "$U/bin/sh"; cp "$S/bin/bash-static" "$U/bin/bash"; ln -s bash "$U/bin/sh"
+ln -s /bin/env "$U/usr/bin/env"
 
 # base: glibc, shell and the network tools that agnhost's Alpine base installs.
 B=$W/rootfs/base
