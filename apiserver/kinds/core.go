@@ -26,7 +26,7 @@ func core(cfg Config) []*registry.Kind {
 
 	return []*registry.Kind{
 		namespaces(),
-		nodes(),
+		nodes(cfg),
 		pods(),
 		services(cfg),
 		rangeAllocations(),

@@ -21,6 +21,9 @@ type Config struct {
 	// ServiceCIDRs are the ranges of Service addresses, one per family, the
 	// preferred family first; 10.43.0.0/16 if empty.
 	ServiceCIDRs []netip.Prefix
+	// ClusterCIDRs are the ranges that each Node gets its Pods' addresses from,
+	// one per family; none are given if empty.
+	ClusterCIDRs []netip.Prefix
 	// NodePorts are the first and last port for Services of type NodePort;
 	// 30000-32767 if zero.
 	NodePortFirst, NodePortLast int

@@ -20,10 +20,11 @@ import (
 	"edged/apiserver/registry"
 )
 
-func nodes() *registry.Kind {
+func nodes(cfg Config) *registry.Kind {
 	s := nodeStrategy{newBase(false).resets("v1", "status")}
 	k := row[corev1.Node, corev1.NodeList](corev1.SchemeGroupVersion, "nodes", s, "no")
 	k.Prefix = "minions"
+	k.Transact = podCIDRs{cfg.ClusterCIDRs}.transact
 	k.Fields = func(obj runtime.Object) fields.Set {
 		return fields.Set{"spec.unschedulable": strconv.FormatBool(obj.(*corev1.Node).Spec.Unschedulable)}
 	}

@@ -70,7 +70,7 @@ func (d *device) openAPI() (err error) {
 	counts := newMetrics()
 	d.registry, err = registry.New(registry.Config{
 		Store: counts.countWrites(registry.FromRaft(d.store)), Logger: d.log,
-		Kinds: kinds.All(kinds.Config{ServiceCIDRs: prefixes(c.parsed.serviceCIDR)}),
+		Kinds: kinds.All(kinds.Config{ServiceCIDRs: prefixes(c.parsed.serviceCIDR), ClusterCIDRs: prefixes(c.parsed.clusterCIDR)}),
 	})
 	if err != nil {
 		return err

@@ -71,7 +71,7 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 
 	status := nodestatus.New(nodestatus.Config{
 		NodeName: c.nodeName, IP: func() netip.Addr { return d.nodeIP }, KubeletPort: int32(c.parsed.kubelet.Port()),
-		Version: kubernetesVersion + "+edged", DataDir: c.dataDir, ClusterCIDR: c.parsed.clusterCIDR, Labels: c.parsed.labels, Taints: taints(c),
+		Version: kubernetesVersion + "+edged", DataDir: c.dataDir, Labels: c.parsed.labels, Taints: taints(c),
 		Registry: d.registry, Images: eng, Logger: d.log,
 		Ready: func() error {
 			if !d.running.Load() {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"edged/cluster/join"
 	"edged/runtime/engine"
 )
 
@@ -53,6 +54,7 @@ func (d *device) controlHandlers(mux *http.ServeMux) {
 		_, err = w.Write(data)
 		return nil, err
 	}))
+	controlTokens(mux, join.NewTokens(d.registry, d.identity.CA(), time.Now))
 	controlImages(mux, lateEngine{d})
 }
 

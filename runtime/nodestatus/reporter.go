@@ -53,13 +53,11 @@ type Config struct {
 	// Version is the kubelet version to report, e.g. v1.37.2+edged.
 	Version string
 	// DataDir is on the disk whose room is reported.
-	DataDir string
-	// ClusterCIDR is where the device takes a /24 from if it has none.
-	ClusterCIDR netip.Prefix
-	Labels      map[string]string
-	Taints      []corev1.Taint // at registration only
-	Registry    *registry.Registry
-	Images      Images
+	DataDir  string
+	Labels   map[string]string
+	Taints   []corev1.Taint // at registration only
+	Registry *registry.Registry
+	Images   Images
 	// Ready says why the device cannot run Pods; nil is ready.
 	Ready  func() error
 	Logger *slog.Logger
@@ -70,6 +68,8 @@ type Reporter struct {
 	cfg   Config
 	nodes registry.Client[*corev1.Node]
 	wake  chan struct{}
+	// podCIDRs are what this device's Pods have their addresses from.
+	podCIDRs []string
 }
 
 // New returns a Reporter.
@@ -86,55 +86,30 @@ func (r *Reporter) Changed() {
 }
 
 // Register makes the Node object if it is not there, and returns it with the
-// range of Pod addresses that the device has.
+// range of Pod addresses that the device has. A Node that was deleted while its
+// device runs comes back with the addresses that its Pods have.
 func (r *Reporter) Register(ctx context.Context) (*corev1.Node, error) {
-	if n, ok := r.nodes.Get("", r.cfg.NodeName); ok && n.Spec.PodCIDR != "" {
-		return n, nil
-	}
-	cidr, err := freeCIDR(r.cfg.ClusterCIDR, r.nodes.List(""))
-	if err != nil {
-		return nil, err
-	}
-	labels := map[string]string{
-		labelControlPlane: "", corev1.LabelHostname: r.cfg.NodeName, corev1.LabelOSStable: goruntime.GOOS, corev1.LabelArchStable: goruntime.GOARCH,
-		"beta.kubernetes.io/os": goruntime.GOOS, "beta.kubernetes.io/arch": goruntime.GOARCH,
-	}
-	maps.Copy(labels, r.cfg.Labels)
-	node := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: r.cfg.NodeName, Labels: labels},
-		Spec:       corev1.NodeSpec{PodCIDR: cidr.String(), PodCIDRs: []string{cidr.String()}, Taints: r.cfg.Taints},
-	}
-	node, err = r.nodes.Create(ctx, node)
-	if apierrors.IsAlreadyExists(err) {
-		return r.nodes.Update(ctx, "", r.cfg.NodeName, func(n *corev1.Node) error {
-			if n.Spec.PodCIDR == "" {
-				n.Spec.PodCIDR, n.Spec.PodCIDRs = cidr.String(), []string{cidr.String()}
-			}
-			return nil
+	node, ok := r.nodes.Get("", r.cfg.NodeName)
+	if !ok {
+		labels := map[string]string{
+			labelControlPlane: "", corev1.LabelHostname: r.cfg.NodeName, corev1.LabelOSStable: goruntime.GOOS, corev1.LabelArchStable: goruntime.GOARCH,
+			"beta.kubernetes.io/os": goruntime.GOOS, "beta.kubernetes.io/arch": goruntime.GOARCH,
+		}
+		maps.Copy(labels, r.cfg.Labels)
+		var err error
+		node, err = r.nodes.Create(ctx, &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: r.cfg.NodeName, Labels: labels},
+			Spec:       corev1.NodeSpec{PodCIDRs: r.podCIDRs, Taints: r.cfg.Taints},
 		})
-	}
-	return node, err
-}
-
-// freeCIDR is the first /24 of the cluster's that no Node has.
-func freeCIDR(cluster netip.Prefix, nodes []*corev1.Node) (netip.Prefix, error) {
-	taken := map[string]bool{}
-	for _, n := range nodes {
-		taken[n.Spec.PodCIDR] = true
-	}
-	for a := cluster.Addr(); cluster.Contains(a); {
-		p := netip.PrefixFrom(a, max(24, cluster.Bits()))
-		if !taken[p.String()] {
-			return p, nil
+		if err != nil {
+			return nil, err
 		}
-		b := a.As4()
-		b[2]++
-		if b[2] == 0 {
-			b[1]++
-		}
-		a = netip.AddrFrom4(b)
 	}
-	return netip.Prefix{}, fmt.Errorf("--cluster-cidr %s has no /24 left for this device", cluster)
+	if len(node.Spec.PodCIDRs) == 0 {
+		return nil, fmt.Errorf("the Node %s has no podCIDRs: delete it, and this device makes it anew", node.Name)
+	}
+	r.podCIDRs = node.Spec.PodCIDRs
+	return node, nil
 }
 
 // Run keeps the status true until ctx ends.
