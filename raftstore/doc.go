@@ -11,16 +11,19 @@
 // waiting method. What was answered is on disk.
 //
 // Reads come from memory and bbolt of this device. A linearizable one first
-// makes sure that this device is not behind; for a lone member that costs
-// nothing.
+// asks the leader, in one round for all that wait, how far this device must be;
+// for a lone member that costs nothing.
 //
 // The applied state is committed to bbolt lazily, by size and when the store is
 // closed, never per write; after a crash it is rebuilt from the log.
 //
-// Today a store has one member. The log, the entries and the API are those of
-// many.
+// Any member takes any request: proposals, questions for the read index and for
+// leases go to the leader (member.go, lease.go). A member that is too far behind
+// for the log gets the state, streamed. A lone member has no clock: it wakes for
+// requests only.
 //
-// Goroutines: the node's, the committer's and the lessor's, all ended by
-// [Store.Close]. May be imported by apiserver/{codec,objcache,registry} and
-// cmd/edged.
+// Goroutines: the node's, the committer's, the lessor's (waiting for this
+// member to lead), settle's until the member has told its name, those of
+// raftstore/peer, and one per snapshot being sent; all ended by [Store.Close].
+// May be imported by apiserver/{codec,objcache,registry} and cmd/edged.
 package raftstore

@@ -3,6 +3,7 @@ package raftstore
 import (
 	"errors"
 
+	"edged/raftstore/consensus"
 	"edged/raftstore/mvcc"
 	"edged/raftstore/wal"
 )
@@ -37,11 +38,47 @@ var (
 	ErrNotLeader = errors.New("etcdserver: not leader")
 	// ErrNoLeader refuses what needs a leader while there is none.
 	ErrNoLeader = errors.New("etcdserver: no leader")
-	// Errors of membership.
-	ErrMemberNotFound = errors.New("etcdserver: member not found")
-	ErrUnhealthy      = errors.New("etcdserver: unhealthy cluster")
 	// ErrBadTransferee refuses to make a member the leader that cannot be.
 	ErrBadTransferee = errors.New("etcdserver: bad leader transferee")
 	// ErrCorrupt marks data on disk that cannot be relied on.
 	ErrCorrupt = wal.ErrCorrupt
+	// ErrRemoved ends a member that was removed from its cluster.
+	ErrRemoved = errors.New("this member was removed from the cluster: empty its store to let the device join again as a new one")
 )
+
+// Errors of a cluster with several members: the request may or may not take
+// place.
+var (
+	ErrTimeout           = errors.New("etcdserver: request timed out")
+	ErrTimeoutLeaderLost = errors.New("etcdserver: request timed out, possibly due to previous leader failure")
+	ErrLeaderChanged     = errors.New("etcdserver: leader changed")
+)
+
+// Errors of changes of the membership.
+var (
+	ErrMemberExists     = consensus.ErrMemberExists
+	ErrPeerURLExists    = consensus.ErrPeerURLExists
+	ErrMemberNotFound   = consensus.ErrMemberNotFound
+	ErrMemberNotLearner = consensus.ErrMemberNotLearner
+	ErrTooManyLearners  = consensus.ErrTooManyLearners
+	ErrNotEnoughStarted = consensus.ErrNotEnoughStarted
+	ErrLearnerNotReady  = errors.New("etcdserver: can only promote a learner member which is in sync with leader")
+	ErrUnhealthy        = errors.New("etcdserver: unhealthy cluster")
+	ErrMemberBadURLs    = errors.New("etcdserver: given member URLs are invalid")
+)
+
+// told are the errors that one member tells another by their text.
+var told = []error{
+	ErrLeaseNotFound, ErrNotLeader, ErrNoLeader, ErrTimeout, ErrTimeoutLeaderLost, ErrLearnerNotReady, ErrMemberNotFound,
+	ErrMemberNotLearner, ErrNotEnoughStarted, ErrUnhealthy, ErrStopped, ErrNoSpace,
+}
+
+// sentinel turns an error's text that another member told back into the error.
+func sentinel(err error) error {
+	for _, e := range told {
+		if err.Error() == e.Error() {
+			return e
+		}
+	}
+	return err
+}

@@ -4,13 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
+	"slices"
 	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
-
-	"edged/raftstore/mvcc"
 )
 
 // minLeaseTTL is what a grant of less is raised to, in seconds: etcd's bound
@@ -19,24 +19,45 @@ const minLeaseTTL = 2
 
 // lessor decides on the leader when leases end. Deadlines are in memory and on
 // the monotonic clock: a clock that jumps ends no lease, and a new leader gives
-// every lease its full time again, so none ends early.
+// every lease its time again, and the time of an election on top, so none ends
+// early.
 type lessor struct {
-	db      *mvcc.DB
-	propose func(context.Context, *pb.InternalRaftRequest) (proto.Message, error)
-	wake    chan struct{}
+	s    *Store
+	wake chan struct{}
 
-	mu        sync.Mutex
-	deadlines map[int64]time.Time // guarded by mu
+	mu sync.Mutex
+	// guarded by mu
+	leading   bool
+	deadlines map[int64]time.Time
 }
 
-func newLessor(db *mvcc.DB, propose func(context.Context, *pb.InternalRaftRequest) (proto.Message, error)) *lessor {
-	return &lessor{db: db, propose: propose, wake: make(chan struct{}, 1), deadlines: map[int64]time.Time{}}
+func newLessor(s *Store) *lessor {
+	return &lessor{s: s, wake: make(chan struct{}, 1), deadlines: map[int64]time.Time{}}
 }
 
-// renew gives the lease its time again, from now.
-func (l *lessor) renew(id, seconds int64) {
+// applied sees every entry that is applied: the leader must know leases that
+// were granted through other members.
+func (l *lessor) applied(req *pb.InternalRaftRequest, _ proto.Message, err error) {
+	if err != nil {
+		return
+	}
+	if g := req.GetLeaseGrant(); g != nil {
+		l.set(g.ID, seconds(g.TTL))
+	} else if r := req.GetLeaseRevoke(); r != nil {
+		l.mu.Lock()
+		delete(l.deadlines, r.ID)
+		l.mu.Unlock()
+	}
+}
+
+func seconds(n int64) time.Duration { return time.Duration(min(n, 1<<33)) * time.Second }
+
+// set gives a lease its time, from now.
+func (l *lessor) set(id int64, left time.Duration) {
 	l.mu.Lock()
-	l.deadlines[id] = time.Now().Add(time.Duration(min(seconds, 1<<33)) * time.Second)
+	if l.leading {
+		l.deadlines[id] = time.Now().Add(left)
+	}
 	l.mu.Unlock()
 	select {
 	case l.wake <- struct{}{}:
@@ -44,26 +65,45 @@ func (l *lessor) renew(id, seconds int64) {
 	}
 }
 
-func (l *lessor) forget(id int64) {
-	l.mu.Lock()
-	delete(l.deadlines, id)
-	l.mu.Unlock()
-}
-
-func (l *lessor) remaining(id int64) time.Duration {
+// renewHere gives a lease its time again, on the leader.
+func (l *lessor) renewHere(id int64) (ttl int64, err error) {
+	le, ok := l.s.db.Lease(id, false)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return time.Until(l.deadlines[id])
+	if !l.leading {
+		return 0, ErrNotLeader
+	}
+	deadline, known := l.deadlines[id]
+	if !ok || !known || !deadline.After(time.Now()) {
+		return 0, ErrLeaseNotFound // or over, and about to be revoked
+	}
+	// Later than before: whoever sleeps until the old deadline finds out.
+	l.deadlines[id] = time.Now().Add(seconds(le.TTL))
+	return le.TTL, nil
 }
 
-// run revokes leases when their time is over. It sleeps until the next one
-// ends; without leases it sleeps.
-func (l *lessor) run(ctx context.Context) {
-	for _, le := range l.db.Leases() {
-		l.renew(le.ID, le.Seconds)
+// remainingHere is how long a lease has left, on the leader.
+func (l *lessor) remainingHere(id int64) (time.Duration, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.leading {
+		return 0, ErrNotLeader
 	}
+	deadline, ok := l.deadlines[id]
+	if !ok {
+		return 0, ErrLeaseNotFound
+	}
+	return max(time.Until(deadline), 0), nil
+}
+
+// run revokes leases when their time is over, while this member leads. It
+// sleeps until the next one ends; without leases it sleeps.
+func (l *lessor) run(ctx context.Context) {
+	l.lead(true)
+	defer l.lead(false)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	checkpoint := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -72,10 +112,36 @@ func (l *lessor) run(ctx context.Context) {
 		case <-timer.C:
 		}
 		next := l.expire(ctx)
+		if every := l.s.cfg.LeaseCheckpoint; every > 0 && next > 0 {
+			if time.Since(checkpoint) >= every {
+				checkpoint = time.Now()
+				l.checkpoint(ctx)
+			}
+			next = min(next, time.Until(checkpoint.Add(every)))
+		}
 		timer.Stop()
 		if next > 0 {
 			timer.Reset(next)
 		}
+	}
+}
+
+// lead begins and ends a time of leadership.
+func (l *lessor) lead(on bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leading = on
+	clear(l.deadlines)
+	if !on {
+		return
+	}
+	extra := time.Duration(0)
+	if !l.s.node.view().alone(l.s.member) {
+		extra = time.Duration(l.s.cfg.ElectionTicks) * l.s.cfg.Tick
+	}
+	now := time.Now()
+	for _, le := range l.s.db.Leases() {
+		l.deadlines[le.ID] = now.Add(seconds(le.Seconds) + extra)
 	}
 }
 
@@ -93,15 +159,38 @@ func (l *lessor) expire(ctx context.Context) (next time.Duration) {
 		}
 	}
 	l.mu.Unlock()
+	slices.Sort(over)
 	for _, id := range over {
-		_, err := l.propose(ctx, &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: id}})
-		if err == nil || err == ErrLeaseNotFound {
-			l.forget(id)
-		} else if ctx.Err() == nil {
+		_, err := l.s.propose(ctx, &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: id}})
+		switch {
+		case err == nil: // forgotten when it was applied
+		case errors.Is(err, ErrLeaseNotFound):
+			l.mu.Lock()
+			delete(l.deadlines, id)
+			l.mu.Unlock()
+		case ctx.Err() == nil:
 			next = time.Second // a full disk: try again
 		}
 	}
 	return next
+}
+
+// checkpoint writes down how long leases have left.
+func (l *lessor) checkpoint(ctx context.Context) {
+	req := &pb.LeaseCheckpointRequest{}
+	l.mu.Lock()
+	for id, d := range l.deadlines {
+		if left := int64(time.Until(d) / time.Second); left > 0 {
+			req.Checkpoints = append(req.Checkpoints, &pb.LeaseCheckpoint{ID: id, Remaining_TTL: left})
+		}
+	}
+	l.mu.Unlock()
+	if len(req.Checkpoints) == 0 {
+		return
+	}
+	if _, err := l.s.propose(ctx, &pb.InternalRaftRequest{LeaseCheckpoint: req}); err != nil && ctx.Err() == nil {
+		l.s.log.Warn("how long leases have left was not written down", "err", err)
+	}
 }
 
 // LeaseGrant makes a lease, with an id of its own choice if req.ID is 0.
@@ -117,46 +206,50 @@ func (s *Store) LeaseGrant(ctx context.Context, req *pb.LeaseGrantRequest) (*pb.
 		}
 		req.ID = int64(binary.BigEndian.Uint64(b[:]) >> 1)
 	}
-	resp, err := propose[*pb.LeaseGrantResponse](ctx, s, &pb.InternalRaftRequest{LeaseGrant: req})
-	if err != nil {
-		return nil, err
-	}
-	s.lessor.renew(resp.ID, resp.TTL)
-	return resp, nil
+	return propose[*pb.LeaseGrantResponse](ctx, s, &pb.InternalRaftRequest{LeaseGrant: req})
 }
 
 // LeaseRevoke ends a lease and deletes its keys.
 func (s *Store) LeaseRevoke(ctx context.Context, req *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
-	resp, err := propose[*pb.LeaseRevokeResponse](ctx, s, &pb.InternalRaftRequest{LeaseRevoke: req})
-	if err == nil {
-		s.lessor.forget(req.ID)
-	}
-	return resp, err
+	return propose[*pb.LeaseRevokeResponse](ctx, s, &pb.InternalRaftRequest{LeaseRevoke: req})
 }
 
 // LeaseRenew gives a lease its full time again and returns its TTL in seconds.
-func (s *Store) LeaseRenew(_ context.Context, id int64) (ttl int64, err error) {
-	l, ok := s.db.Lease(id, false)
-	if !ok {
-		return 0, ErrLeaseNotFound
-	}
-	s.lessor.renew(id, l.TTL)
-	return l.TTL, nil
+func (s *Store) LeaseRenew(ctx context.Context, id int64) (ttl int64, err error) {
+	out, err := s.askLeader(ctx, callLeaseRenew, uint64(id), func() (uint64, error) {
+		ttl, err := s.lessor.renewHere(id)
+		return uint64(ttl), err
+	})
+	return int64(out), err
 }
 
 // LeaseTimeToLive tells how long a lease has left.
-func (s *Store) LeaseTimeToLive(_ context.Context, req *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+func (s *Store) LeaseTimeToLive(ctx context.Context, req *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	left, err := s.askLeader(ctx, callLeaseTTL, uint64(req.ID), func() (uint64, error) {
+		left, err := s.lessor.remainingHere(req.ID)
+		return uint64(left), err
+	})
+	if err != nil && !errors.Is(err, ErrLeaseNotFound) {
+		return nil, err
+	}
+	gone := err != nil
+	if err := s.node.mayRead(ctx); err != nil {
+		return nil, err
+	}
 	rev, _ := s.db.Revision()
 	resp := &pb.LeaseTimeToLiveResponse{Header: &pb.ResponseHeader{Revision: rev}, ID: req.ID, TTL: -1}
 	s.header(resp.Header)
-	if l, ok := s.db.Lease(req.ID, req.Keys); ok {
-		resp.GrantedTTL, resp.TTL, resp.Keys = l.TTL, int64(s.lessor.remaining(req.ID)/time.Second), l.Keys
+	if l, ok := s.db.Lease(req.ID, req.Keys); ok && !gone {
+		resp.GrantedTTL, resp.TTL, resp.Keys = l.TTL, int64(time.Duration(left)/time.Second), l.Keys
 	}
 	return resp, nil
 }
 
 // LeaseLeases lists all leases.
-func (s *Store) LeaseLeases(context.Context, *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
+func (s *Store) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
+	if err := s.node.mayRead(ctx); err != nil {
+		return nil, err
+	}
 	rev, _ := s.db.Revision()
 	resp := &pb.LeaseLeasesResponse{Header: &pb.ResponseHeader{Revision: rev}}
 	s.header(resp.Header)

@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,10 +11,10 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"edged/raftstore/consensus"
 	"edged/raftstore/mvcc"
 	"edged/raftstore/wal"
 )
@@ -22,116 +23,155 @@ const (
 	// maxBatch bounds the proposals that share one sync. A longer queue than
 	// this gains nothing more per proposal.
 	maxBatch = 1024
+	// maxInbox bounds the messages that wait while the disk is busy; a sender
+	// beyond it waits too.
+	maxInbox = 256
 	// commitBytes is when the applied state goes to bbolt: seldom enough that
 	// a page is written once for many entries, often enough that replay after a
 	// crash takes well under a second.
 	commitBytes = 4 << 20
 	// maxPendingBytes bounds memory while bbolt cannot be written.
 	maxPendingBytes = 16 << 20
+	// catchUpBytes bounds the part of the log that is kept for members that are
+	// behind; one that is further behind gets the state.
+	catchUpBytes = 4 << 20
 	// retryFull is how often a full disk is tried again.
 	retryFull = time.Second
+	// retryReadTicks is after how many ticks a lost question for the read index
+	// is asked again.
+	retryReadTicks = 5
 )
 
-// result is the outcome of applying an entry.
+// result is the outcome of a request.
 type result struct {
 	resp proto.Message
 	err  error
 }
 
-type proposal struct {
-	id   uint64
-	data []byte
-	done chan result // buffered: the node never waits for a proposer
+// waiter is who waits for the outcome of an entry. Its channel is buffered: the
+// node never waits for a proposer.
+type waiter struct {
+	done  chan result
+	ticks int // of patience left; a lone member's has no end
+	term  uint64
 }
 
-// node owns raft's RawNode: only run touches the first group of fields.
+type proposal struct {
+	data   []byte
+	change *raftpb.ConfChange // if not data
+}
+
+// view is what others than the node's goroutine may know of it. It is replaced,
+// never changed; changed is closed when it is.
+type view struct {
+	leader, term uint64
+	// decides: this member leads, and has applied all that was committed before.
+	decides bool
+	members *consensus.Membership // nil until known
+	changed chan struct{}
+}
+
+func (v *view) alone(self uint64) bool {
+	return v.members != nil && len(v.members.Members) == 1 && v.members.Members[0].ID == self
+}
+
+// received is a snapshot of another member, on disk at path.
+type received struct {
+	msg  *raftpb.Message
+	path string
+	done chan error
+}
+
+// report is what became of messages to a member.
+type report struct {
+	to       uint64
+	snapshot bool
+	ok       bool
+}
+
+type readers struct {
+	id      uint64
+	index   uint64 // 0 until known
+	waiting []*waiter
+	age     int // in ticks
+}
+
+// node owns the Core: only run and the calls back from it touch the first group
+// of fields.
 type node struct {
-	raw     *raft.RawNode
-	storage *raft.MemoryStorage
-	wal     *wal.Log
-	state   *raftpb.HardState // last appended
-	waiting map[uint64]chan result
-	led     bool
+	core      *consensus.Core
+	wal       *wal.Log
+	pins      map[uint64]uint64 // the index of the snapshot on its way to a member
+	asked     *readers          // whose index was asked for
+	next      *readers          // who came after that
+	current   []*readers        // who wait for an index to be applied
+	lastRead  uint64
+	committed mvcc.Applied // what bbolt holds
+	ticking   *time.Ticker
+	removed   bool
+	reign     context.Context // ends when this member stops leading: snapshots are sent in it
+	abdicate  context.CancelFunc
 
 	// set at construction
+	cfg       nodeConfig
 	log       *slog.Logger
 	db        *mvcc.DB
 	proposals chan proposal
-	committed chan mvcc.Applied // from the committer to run
+	reads     chan *waiter
+	inbox     chan *raftpb.Message
+	snapshots chan received
+	reports   chan report
+	control   chan func(*consensus.Core)
+	durable   chan mvcc.Applied // from the committer to run
 	wantSync  chan struct{}     // from run to the committer
-	leading   chan struct{}     // closed when this member leads and has applied its term's first entry
 	done      chan struct{}     // closed when run has ended
+	sending   sync.WaitGroup    // of snapshots
+	ctx       context.Context
+	stop      context.CancelFunc
+	slots     chan struct{} // a token per snapshot being sent
 
-	term atomic.Uint64
-	full atomic.Bool // the disk is: writes are refused
+	commit atomic.Uint64
+	full   atomic.Bool // the disk is: writes are refused
+	seen   atomic.Pointer[view]
 
-	mu     sync.Mutex
-	failed error // guarded by mu
+	mu sync.Mutex
+	// guarded by mu
+	waiting map[uint64]*waiter
+	failed  error
 }
 
-func newNode(db *mvcc.DB, log *wal.Log, c wal.Content, logger *slog.Logger) (*node, error) {
+// nodeConfig is what a node is told by its store.
+type nodeConfig struct {
+	self          uint64
+	tick          time.Duration
+	electionTicks int
+	requestTicks  int
+	commitEntries uint64
+	catchUp       uint64
+	members       func(*consensus.Membership)                         // told of each change
+	applied       func(*pb.InternalRaftRequest, proto.Message, error) // told of each entry
+	send          func([]*raftpb.Message)
+	sendSnapshot  func(context.Context, *raftpb.Message) error
+	discard       func(path string)
+}
+
+func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *slog.Logger) (*node, error) {
 	n := &node{
-		storage: raft.NewMemoryStorage(), wal: log, waiting: map[uint64]chan result{}, log: logger, db: db,
-		proposals: make(chan proposal, maxBatch), committed: make(chan mvcc.Applied, 1), wantSync: make(chan struct{}, 1),
-		leading: make(chan struct{}), done: make(chan struct{}),
+		cfg: cfg, wal: log, log: logger, db: db, pins: map[uint64]uint64{}, waiting: map[uint64]*waiter{}, next: &readers{}, committed: db.Applied(),
+		proposals: make(chan proposal, maxBatch), reads: make(chan *waiter, maxBatch), inbox: make(chan *raftpb.Message, maxInbox),
+		snapshots: make(chan received), reports: make(chan report, 64), control: make(chan func(*consensus.Core)),
+		durable: make(chan mvcc.Applied, 1), wantSync: make(chan struct{}, 1), done: make(chan struct{}), slots: make(chan struct{}, 2),
 	}
-	applied := db.Applied()
-	if err := n.restore(c, applied); err != nil {
+	n.seen.Store(&view{changed: make(chan struct{})})
+	n.ctx, n.stop = context.WithCancel(context.Background())
+	n.reign, n.abdicate = context.WithCancel(n.ctx)
+	var err error
+	n.core, err = consensus.New(consensus.Config{State: db, Log: log, Content: c, Outside: n, Logger: logger, ElectionTicks: cfg.electionTicks})
+	if err != nil {
 		return nil, err
 	}
-	var err error
-	n.raw, err = raft.NewRawNode(&raft.Config{
-		ID: c.MemberID, ElectionTick: 10, HeartbeatTick: 1, Storage: n.storage, Applied: applied.Index,
-		MaxSizePerMsg: 1 << 20, MaxInflightMsgs: 256, PreVote: true, CheckQuorum: true, Logger: raftLogger{logger},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("start raft: %w", err)
-	}
-	// A lone member needs no clock to know that it is the leader.
-	return n, n.raw.Campaign()
-}
-
-// restore gives raft what the disk holds. The log must reach back to what the
-// applied state reflects, or the state would have a gap.
-func (n *node) restore(c wal.Content, applied mvcc.Applied) error {
-	if c.Snapshot.Index > applied.Index {
-		return fmt.Errorf("%w: the log begins after entry %d, the applied state ends at %d: state.db was lost or is older than the log; restore a snapshot with `edged snapshot restore`",
-			ErrCorrupt, c.Snapshot.Index, applied.Index)
-	}
-	last := c.Snapshot.Index
-	if k := len(c.Entries); k > 0 {
-		last = c.Entries[k-1].GetIndex()
-	}
-	if last < applied.Index {
-		return fmt.Errorf("%w: the log ends at entry %d, the applied state reflects entry %d; restore a snapshot with `edged snapshot restore`", ErrCorrupt, last, applied.Index)
-	}
-	conf := &raftpb.ConfState{Voters: []uint64{c.MemberID}}
-	if raw := n.db.ConfState(); raw != nil {
-		conf = new(raftpb.ConfState)
-		if err := proto.Unmarshal(raw, conf); err != nil {
-			return fmt.Errorf("%w: the configuration in state.db does not decode: %w", ErrCorrupt, err)
-		}
-	}
-	snap := &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: proto.Uint64(c.Snapshot.Index), Term: proto.Uint64(c.Snapshot.Term), ConfState: conf}}
-	if err := n.storage.ApplySnapshot(snap); err != nil && !errors.Is(err, raft.ErrSnapOutOfDate) {
-		return fmt.Errorf("restore raft's snapshot: %w", err)
-	}
-	if err := n.storage.Append(c.Entries); err != nil {
-		return fmt.Errorf("restore raft's entries: %w", err)
-	}
-	n.state = &raftpb.HardState{}
-	if c.State != nil {
-		n.state = proto.Clone(c.State).(*raftpb.HardState)
-	}
-	// Commit is not synced by itself: what was applied was committed.
-	if n.state.GetCommit() < applied.Index {
-		n.state.Commit = proto.Uint64(applied.Index)
-	}
-	if err := n.storage.SetHardState(n.state); err != nil {
-		return fmt.Errorf("restore raft's hard state: %w", err)
-	}
-	n.term.Store(n.state.GetTerm())
-	return nil
+	n.publish()
+	return n, nil
 }
 
 func (n *node) failure() error {
@@ -140,33 +180,93 @@ func (n *node) failure() error {
 	return n.failed
 }
 
-// propose hands data to the node and waits until it is applied.
-func (n *node) propose(ctx context.Context, id uint64, data []byte) (proto.Message, error) {
+func (n *node) view() *view { return n.seen.Load() }
+
+// wait registers who waits for the outcome of entry id.
+func (n *node) wait(id uint64) *waiter {
+	w := n.newWaiter()
+	n.mu.Lock()
+	n.waiting[id] = w
+	n.mu.Unlock()
+	return w
+}
+
+func (n *node) newWaiter() *waiter {
+	return &waiter{done: make(chan result, 1), ticks: n.cfg.requestTicks, term: n.view().term}
+}
+
+// answer gives the outcome of entry id to who waits for it.
+func (n *node) answer(id uint64, r result) {
+	n.mu.Lock()
+	w := n.waiting[id]
+	delete(n.waiting, id)
+	n.mu.Unlock()
+	if w != nil {
+		w.done <- r
+	}
+}
+
+// propose hands a proposal to the node and waits until it is applied.
+func (n *node) propose(ctx context.Context, id uint64, p proposal) (proto.Message, error) {
 	if n.full.Load() {
 		return nil, ErrNoSpace
 	}
-	p := proposal{id, data, make(chan result, 1)}
+	w := n.wait(id)
+	defer func() {
+		n.mu.Lock()
+		delete(n.waiting, id)
+		n.mu.Unlock()
+	}()
 	select {
 	case n.proposals <- p:
+	case r := <-w.done:
+		return r.resp, r.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-n.done:
 		return nil, n.stopped()
 	}
+	return n.outcome(ctx, w)
+}
+
+func (n *node) outcome(ctx context.Context, w *waiter) (proto.Message, error) {
 	select {
-	case r := <-p.done:
+	case r := <-w.done:
 		return r.resp, r.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-n.done:
 		// The answer may have come just before the end.
 		select {
-		case r := <-p.done:
+		case r := <-w.done:
 			return r.resp, r.err
 		default:
 			return nil, n.stopped()
 		}
 	}
+}
+
+// mayRead returns when reads of this member show everything that was
+// acknowledged, by any member, before the call.
+func (n *node) mayRead(ctx context.Context) error {
+	if v := n.view(); v.decides && v.alone(n.cfg.self) {
+		select {
+		case <-n.done:
+			return n.stopped()
+		default:
+			return nil
+		}
+	}
+	w := n.newWaiter()
+	select {
+	case n.reads <- w:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-n.done:
+		return n.stopped()
+	}
+	_, err := n.outcome(ctx, w)
+	return err
 }
 
 func (n *node) stopped() error {
@@ -176,170 +276,392 @@ func (n *node) stopped() error {
 	return ErrStopped
 }
 
-// run is the goroutine that owns the RawNode. It wakes for proposals only: a
-// lone member has nobody to send heartbeats to.
-func (n *node) run(ctx context.Context) {
+// fail ends the node for a reason of its own.
+func (n *node) fail(err error) {
+	n.mu.Lock()
+	if n.failed == nil {
+		n.failed = err
+	}
+	n.mu.Unlock()
+	n.stop()
+}
+
+// run is the goroutine that owns the Core. A lone member's wakes for requests
+// only: it has nobody to send heartbeats to.
+func (n *node) run() {
 	defer close(n.done)
+	defer n.sending.Wait()
+	defer n.stop()
+	n.ticking = time.NewTicker(n.cfg.tick)
+	defer n.ticking.Stop()
+	n.ticking.Stop()
+	ticks := false
 	for {
-		if err := n.process(ctx); err != nil {
-			if ctx.Err() == nil {
-				n.mu.Lock()
-				n.failed = err
-				n.mu.Unlock()
+		full, err := n.process()
+		if err != nil {
+			if n.ctx.Err() == nil {
 				n.log.Error("the store stopped: its disk failed", "err", err)
+				n.fail(err)
 			}
 			return
 		}
-		select {
-		case <-ctx.Done():
+		if want := n.core.NeedsTicks() && !full; want != ticks {
+			if ticks = want; want {
+				n.ticking.Reset(n.cfg.tick)
+			} else {
+				n.ticking.Stop()
+			}
+		}
+		if !n.feed(full) {
 			return
-		case p := <-n.proposals:
-			n.take(p)
-		case a := <-n.committed:
-			n.truncate(a)
 		}
 	}
 }
 
-// take gives raft p and every proposal that waits behind it: they will share
-// one sync.
-func (n *node) take(p proposal) {
-	for i := 0; ; i++ {
-		if err := n.raw.Propose(p.data); err != nil {
-			p.done <- result{err: fmt.Errorf("propose: %w", err)}
+// feed waits for something to do and feeds it to the Core, with everything
+// that waits behind it: it will share one sync.
+func (n *node) feed(full bool) bool {
+	proposals, inbox, snapshots := n.proposals, n.inbox, n.snapshots
+	if !full && n.core.Leader() == 0 {
+		proposals = nil // they wait for a leader
+	}
+	var retry <-chan time.Time
+	if full {
+		inbox, snapshots = nil, nil
+		t := time.NewTimer(retryFull)
+		defer t.Stop()
+		retry = t.C
+	}
+	select {
+	case <-n.ctx.Done():
+		return false
+	case <-retry:
+	case p := <-proposals:
+		if full {
+			n.refuseAll(ErrNoSpace)
 		} else {
-			n.waiting[p.id] = p.done
+			n.take(p)
 		}
-		if i == maxBatch {
-			return
+	case m := <-inbox:
+		n.step(m)
+	case w := <-n.reads:
+		n.next.waiting = append(n.next.waiting, w)
+	case <-n.ticking.C:
+		n.tick()
+	case r := <-snapshots:
+		n.install(r)
+	case r := <-n.reports:
+		n.report(r)
+	case f := <-n.control:
+		f(n.core)
+	case a := <-n.durable:
+		n.truncate(a)
+	}
+	if !full {
+		n.drain()
+	}
+	n.ask()
+	return true
+}
+
+// drain feeds what else waits.
+func (n *node) drain() {
+	for range maxBatch {
+		proposals := n.proposals
+		if n.core.Leader() == 0 {
+			proposals = nil
 		}
 		select {
-		case p = <-n.proposals:
+		case m := <-n.inbox:
+			n.step(m)
+		case p := <-proposals:
+			n.take(p)
+		case w := <-n.reads:
+			n.next.waiting = append(n.next.waiting, w)
 		default:
 			return
 		}
 	}
 }
 
-// process carries out what raft wants until it wants nothing more.
-func (n *node) process(ctx context.Context) error {
-	for n.raw.HasReady() {
-		rd := n.raw.Ready()
-		if err := n.persist(ctx, rd); err != nil {
-			return err
+// take gives raft a proposal. One that raft drops is answered by its time
+// running out: whether it reached the leader cannot be known.
+func (n *node) take(p proposal) {
+	var err error
+	if p.change != nil {
+		err = n.core.ProposeChange(p.change)
+	} else {
+		err = n.core.Propose(p.data)
+	}
+	if err != nil {
+		n.log.Debug("a proposal was dropped", "err", err)
+	}
+}
+
+func (n *node) step(m *raftpb.Message) {
+	if err := n.core.Step(m); err != nil {
+		n.log.Debug("a message was dropped", "type", m.GetType(), "err", err)
+	}
+}
+
+// tick passes time to raft, and to those who wait.
+func (n *node) tick() {
+	n.core.Tick()
+	term := n.view().term
+	n.mu.Lock()
+	for id, w := range n.waiting {
+		if n.expire(w, term) {
+			delete(n.waiting, id)
 		}
-		for _, e := range rd.CommittedEntries {
-			if err := n.apply(e); err != nil {
-				return err
+	}
+	n.mu.Unlock()
+	all := append([]*readers{n.next}, n.current...)
+	if n.asked != nil {
+		all = append(all, n.asked)
+		n.asked.age++
+	}
+	for _, r := range all {
+		kept := r.waiting[:0]
+		for _, w := range r.waiting {
+			if !n.expire(w, term) {
+				kept = append(kept, w)
 			}
 		}
-		n.raw.Advance(rd)
-		n.watchLeadership()
+		r.waiting = kept
 	}
-	if n.db.Pending() > commitBytes {
+}
+
+// expire answers who has waited too long.
+func (n *node) expire(w *waiter, term uint64) bool {
+	if w.ticks--; w.ticks > 0 {
+		return false
+	}
+	err := ErrTimeout
+	if term != w.term {
+		err = ErrTimeoutLeaderLost
+	}
+	w.done <- result{err: err}
+	return true
+}
+
+// refuseAll answers everybody who waits for an entry: theirs go to disk later or
+// never.
+func (n *node) refuseAll(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id, w := range n.waiting {
+		w.done <- result{err: err}
+		delete(n.waiting, id)
+	}
+}
+
+// ask asks raft for the read index on behalf of all who came since it was asked
+// last.
+func (n *node) ask() {
+	if n.asked != nil && (len(n.asked.waiting) == 0 || n.asked.age >= retryReadTicks) {
+		// Lost, or of no use any more: those who still wait go first.
+		n.next.waiting = append(n.asked.waiting, n.next.waiting...)
+		n.asked = nil
+	}
+	if n.asked != nil || len(n.next.waiting) == 0 || n.core.Leader() == 0 {
+		return
+	}
+	n.lastRead++
+	n.asked, n.next = n.next, &readers{}
+	n.asked.id, n.asked.age = n.lastRead, 0
+	ctx := binary.BigEndian.AppendUint64(nil, n.cfg.self)
+	n.core.ReadIndex(binary.BigEndian.AppendUint64(ctx, n.lastRead))
+}
+
+// MayRead is part of consensus.Outside.
+func (n *node) MayRead(ctx []byte, index uint64) {
+	if len(ctx) != 16 || binary.BigEndian.Uint64(ctx) != n.cfg.self || n.asked == nil || binary.BigEndian.Uint64(ctx[8:]) != n.asked.id {
+		return
+	}
+	n.asked.index = index
+	n.current = append(n.current, n.asked)
+	n.asked = nil
+}
+
+// release answers those whose index is applied.
+func (n *node) release() {
+	if len(n.current) == 0 {
+		return
+	}
+	applied := n.db.Applied().Index
+	kept := n.current[:0]
+	for _, r := range n.current {
+		if r.index > applied {
+			kept = append(kept, r)
+			continue
+		}
+		for _, w := range r.waiting {
+			w.done <- result{}
+		}
+	}
+	n.current = kept
+	n.ask()
+}
+
+// process carries out what raft wants. full says that the disk is.
+func (n *node) process() (full bool, err error) {
+	before := n.core.Leader()
+	err = n.core.Process()
+	if errors.Is(err, wal.ErrNoSpace) {
+		if !n.full.Swap(true) {
+			n.log.Error("the disk is full: writes are refused until there is room", "err", err)
+		}
+		n.refuseAll(ErrNoSpace)
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if n.full.Load() && n.db.Pending() <= maxPendingBytes && n.full.Swap(false) {
+		n.log.Info("the disk has room again: writes are accepted")
+	}
+	if leader := n.core.Leader(); leader != before && leader != 0 && n.asked != nil {
+		n.asked.age = retryReadTicks // the old leader may have got the question
+	}
+	n.release()
+	n.commit.Store(n.core.Commit())
+	n.publish()
+	if n.db.Pending() > commitBytes || n.core.LogEntries(n.committed.Index) > n.cfg.commitEntries {
 		select {
 		case n.wantSync <- struct{}{}:
 		default:
 		}
 	}
-	return nil
+	return false, nil
 }
 
-// persist appends entries, and term and vote when they changed. The commit
-// index rides along: after a crash raft finds it again.
-func (n *node) persist(ctx context.Context, rd raft.Ready) error {
-	var state *raftpb.HardState
-	if hs := rd.HardState; !raft.IsEmptyHardState(hs) {
-		if hs.GetTerm() != n.state.GetTerm() || hs.GetVote() != n.state.GetVote() {
-			state = hs
-		}
-		n.state = hs
-		n.term.Store(hs.GetTerm())
-		if err := n.storage.SetHardState(hs); err != nil {
-			return fmt.Errorf("keep raft's hard state: %w", err)
-		}
-	}
-	if len(rd.Entries) == 0 && state == nil {
-		return nil
-	}
-	for {
-		err := n.wal.Append(state, rd.Entries)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, wal.ErrNoSpace) {
-			return err
-		}
-		if err := n.waitForSpace(ctx, err); err != nil {
-			return err
-		}
-	}
-	if n.full.Swap(false) {
-		n.log.Info("the disk has room again: writes are accepted")
-	}
-	if err := n.storage.Append(rd.Entries); err != nil {
-		return fmt.Errorf("keep raft's entries: %w", err)
-	}
-	return nil
-}
-
-// waitForSpace refuses writes while the disk is full, those that wait included:
-// their entries go to disk later or never, which their proposers cannot know.
-func (n *node) waitForSpace(ctx context.Context, cause error) error {
-	if !n.full.Swap(true) {
-		n.log.Error("the disk is full: writes are refused until there is room", "err", cause)
-	}
-	for id, done := range n.waiting {
-		done <- result{err: ErrNoSpace}
-		delete(n.waiting, id)
-	}
-	t := time.NewTimer(retryFull)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case p := <-n.proposals:
-			p.done <- result{err: ErrNoSpace}
-		case <-t.C:
-			return nil
-		}
-	}
-}
-
-func (n *node) apply(e *raftpb.Entry) error {
-	a := mvcc.Applied{Index: e.GetIndex(), Term: e.GetTerm()}
-	if e.GetType() != raftpb.EntryNormal {
-		return fmt.Errorf("entry %d is of type %v, which this program does not understand: use a newer edged", e.GetIndex(), e.GetType())
-	}
-	if len(e.GetData()) == 0 {
-		n.db.Advance(a, nil)
-		return nil
-	}
-	req := new(pb.InternalRaftRequest)
-	if err := proto.Unmarshal(e.GetData(), req); err != nil {
-		return fmt.Errorf("%w: entry %d does not decode: %w", ErrCorrupt, e.GetIndex(), err)
-	}
-	resp, err := n.db.Apply(a, req)
-	if done, ok := n.waiting[req.GetHeader().GetID()]; ok {
-		delete(n.waiting, req.GetHeader().GetID())
-		done <- result{resp, err}
-	}
-	return nil
-}
-
-// watchLeadership notices the moment from which this member may decide for
-// the cluster: it leads, and has applied an entry of its own term.
-func (n *node) watchLeadership() {
-	if n.led || n.raw.BasicStatus().RaftState != raft.StateLeader || n.db.Applied().Term != n.term.Load() {
+// publish replaces the view if it is no longer true.
+func (n *node) publish() {
+	old := n.view()
+	leader, term, decides, members := n.core.Leader(), n.core.Term(), n.core.Decides(), n.core.Members()
+	if old.leader == leader && old.term == term && old.decides == decides && old.members == members {
 		return
 	}
-	n.led = true
-	close(n.leading)
+	if leader != old.leader && members != nil && len(members.Members) > 1 {
+		n.log.Info("the leader changed", "leader", fmt.Sprintf("%x", leader), "term", term)
+	}
+	if old.leader == n.cfg.self && leader != n.cfg.self {
+		n.abdicate()
+		n.reign, n.abdicate = context.WithCancel(n.ctx)
+	}
+	n.seen.Store(&view{leader, term, decides, members, make(chan struct{})})
+	close(old.changed)
+}
+
+// Send is part of consensus.Outside.
+func (n *node) Send(msgs []*raftpb.Message) {
+	plain := msgs[:0:len(msgs)]
+	for _, m := range msgs {
+		if m.GetType() != raftpb.MsgSnap {
+			plain = append(plain, m)
+			continue
+		}
+		n.pins[m.GetTo()] = m.GetSnapshot().GetMetadata().GetIndex()
+		reign := n.reign
+		n.sending.Go(func() { n.stream(reign, m) })
+	}
+	if len(plain) > 0 {
+		n.cfg.send(plain)
+	}
+}
+
+// stream sends a snapshot from a goroutine of its own.
+func (n *node) stream(reign context.Context, m *raftpb.Message) {
+	err := context.Canceled
+	select {
+	case n.slots <- struct{}{}:
+		err = n.cfg.sendSnapshot(reign, m)
+		<-n.slots
+	case <-reign.Done():
+	}
+	if err != nil && reign.Err() == nil {
+		n.log.Warn("a member did not take the state over", "member", fmt.Sprintf("%x", m.GetTo()), "err", err)
+	}
+	n.tell(report{to: m.GetTo(), snapshot: true, ok: err == nil})
+}
+
+// tell hands a report to the node, unless that has ended.
+func (n *node) tell(r report) {
+	select {
+	case n.reports <- r:
+	case <-n.ctx.Done():
+	}
+}
+
+func (n *node) report(r report) {
+	if !r.snapshot {
+		n.core.ReportUnreachable(r.to)
+		return
+	}
+	delete(n.pins, r.to)
+	n.core.ReportSnapshot(r.to, r.ok)
+}
+
+// install takes a received snapshot.
+func (n *node) install(r received) {
+	taken, err := n.core.Install(r.msg, r.path)
+	if !taken {
+		n.cfg.discard(r.path)
+	}
+	if err != nil && !errors.Is(err, wal.ErrNoSpace) {
+		n.log.Error("the store stopped: a snapshot was not installed", "err", err)
+		n.fail(err)
+	}
+	if taken {
+		n.committed = n.db.Applied()
+	}
+	r.done <- err
+}
+
+// Applied is part of consensus.Outside.
+func (n *node) Applied(req *pb.InternalRaftRequest, resp proto.Message, err error) {
+	n.cfg.applied(req, resp, err)
+	n.answer(req.GetHeader().GetID(), result{resp, err})
+}
+
+// Changed is part of consensus.Outside.
+func (n *node) Changed(request uint64, m *consensus.Membership, err error) {
+	if err == nil {
+		n.cfg.members(m)
+		for id := range n.pins {
+			if m.Member(id) == nil {
+				delete(n.pins, id)
+			}
+		}
+		if m.Member(n.cfg.self) == nil && !n.removed {
+			n.removed = true
+			n.leave()
+		}
+	}
+	if request != 0 {
+		n.answer(request, result{err: err})
+	}
+}
+
+// leave ends a member that was removed, a little later: the others should hear
+// that it knows, and who asked for it should get an answer.
+func (n *node) leave() {
+	n.log.Warn("this member was removed from the cluster: it stops")
+	n.sending.Go(func() {
+		t := time.NewTimer(2 * n.cfg.tick * time.Duration(n.cfg.electionTicks))
+		defer t.Stop()
+		select {
+		case <-t.C:
+			n.fail(ErrRemoved)
+		case <-n.ctx.Done():
+		}
+	})
 }
 
 // commitLazily writes the applied state to bbolt when there is much of it.
-func (n *node) commitLazily(ctx context.Context) {
+func (n *node) commitLazily() {
+	ctx := n.ctx
+
 	for {
 		select {
 		case <-ctx.Done():
@@ -361,40 +683,37 @@ func (n *node) commitLazily(ctx context.Context) {
 		}
 		n.full.Store(false)
 		select {
-		case n.committed <- applied:
+		case n.durable <- applied:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// truncate drops the part of the log that bbolt now holds.
+// truncate drops the part of the log that bbolt now holds and nobody needs.
 func (n *node) truncate(a mvcc.Applied) {
-	if err := n.storage.Compact(a.Index); err != nil && !errors.Is(err, raft.ErrCompacted) {
-		n.log.Error("raft's log in memory was not shortened", "err", err)
-		return
+	n.committed = a
+	var pin uint64
+	for _, index := range n.pins {
+		if pin == 0 || index < pin {
+			pin = index
+		}
 	}
-	if err := n.wal.Compact(wal.Snapshot{Index: a.Index, Term: a.Term}); err != nil {
-		n.log.Error("the log on disk was not shortened", "err", err)
+	if err := n.core.Truncate(a, n.cfg.catchUp, catchUpBytes, pin); err != nil {
+		n.log.Error("the log was not shortened", "err", err)
 	}
 }
 
-func (n *node) close() error { return n.wal.Close() }
-
-// raftLogger passes raft's warnings on; the rest is of no use to an operator.
-type raftLogger struct{ log *slog.Logger }
-
-func (l raftLogger) Debug(...any)          {}
-func (l raftLogger) Debugf(string, ...any) {}
-func (l raftLogger) Info(...any)           {}
-func (l raftLogger) Infof(string, ...any)  {}
-func (l raftLogger) Warning(v ...any)      { l.log.Warn("raft: " + fmt.Sprint(v...)) }
-func (l raftLogger) Warningf(f string, v ...any) {
-	l.log.Warn("raft: " + fmt.Sprintf(f, v...))
+// do has f called by the node's goroutine.
+func (n *node) do(ctx context.Context, f func(*consensus.Core)) error {
+	done := make(chan struct{})
+	select {
+	case n.control <- func(c *consensus.Core) { f(c); close(done) }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-n.done:
+		return n.stopped()
+	}
 }
-func (l raftLogger) Error(v ...any)            { l.log.Error("raft: " + fmt.Sprint(v...)) }
-func (l raftLogger) Errorf(f string, v ...any) { l.log.Error("raft: " + fmt.Sprintf(f, v...)) }
-func (l raftLogger) Fatal(v ...any)            { panic(fmt.Sprint(v...)) }
-func (l raftLogger) Fatalf(f string, v ...any) { panic(fmt.Sprintf(f, v...)) }
-func (l raftLogger) Panic(v ...any)            { panic(fmt.Sprint(v...)) }
-func (l raftLogger) Panicf(f string, v ...any) { panic(fmt.Sprintf(f, v...)) }

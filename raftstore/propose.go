@@ -42,7 +42,7 @@ func (s *Store) propose(ctx context.Context, req *pb.InternalRaftRequest) (proto
 	if len(data) > s.cfg.MaxRequestBytes {
 		return nil, ErrRequestTooLarge
 	}
-	return s.node.propose(ctx, req.Header.ID, data)
+	return s.node.propose(ctx, req.Header.ID, proposal{data: data})
 }
 
 func checkRange(req *pb.RangeRequest) error {

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,7 +20,10 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
 	"edged/raftstore/auth"
+	"edged/raftstore/consensus"
 	"edged/raftstore/mvcc"
+	"edged/raftstore/peer"
+	"edged/raftstore/vfs"
 	"edged/raftstore/wal"
 )
 
@@ -25,6 +31,10 @@ import (
 const (
 	defaultMaxTxnOps       = 128
 	defaultMaxRequestBytes = 3 << 19 // 1.5 MiB
+	defaultTick            = 100 * time.Millisecond
+	defaultElectionTicks   = 10
+	defaultCommitEntries   = 10_000
+	defaultCatchUpEntries  = 5_000
 	// maxLeaseTTL is etcd's bound, in seconds.
 	maxLeaseTTL = 9_000_000_000
 )
@@ -36,8 +46,6 @@ type Config struct {
 	// Name is the member's, for people.
 	Name   string
 	Logger *slog.Logger
-	// PeerURLs and ClientURLs are where members and clients find this one.
-	PeerURLs, ClientURLs []string
 	// MaxTxnOps and MaxRequestBytes bound requests; 0 is etcd's default.
 	MaxTxnOps       int
 	MaxRequestBytes int
@@ -49,6 +57,53 @@ type Config struct {
 	AuthToken    string
 	AuthTokenTTL time.Duration
 	BcryptCost   int
+
+	// Network connects to other members; without it this one stays alone.
+	Network *Network
+	// PeerURLs and ClientURLs are where members and clients find this one.
+	PeerURLs, ClientURLs []string
+	// InitialCluster are the founders of a new cluster, this member among them
+	// by Name; nil founds one of this member alone. With Join it is where
+	// members of the existing cluster may be found, to which this one was added
+	// with its PeerURLs. Both matter only to an empty store.
+	InitialCluster []InitialMember
+	Join           bool
+	// Token sets clusters with the same founders apart.
+	Token string
+	// FollowAddress makes the membership follow PeerURLs when they change.
+	FollowAddress bool
+	// Tick is how often the leader is heard, ElectionTicks how many of those may
+	// be missed; 0 is etcd's 100 ms and 10.
+	Tick          time.Duration
+	ElectionTicks int
+	// RequestTimeout ends requests whose leader may be gone; 0 is etcd's 5 s and
+	// two elections. A lone member waits for its disk.
+	RequestTimeout time.Duration
+	// CommitEntries is after how many entries the applied state is written, if
+	// it was not for its size; CatchUpEntries is how much of the log stays for
+	// members that are behind. 0 is etcd's 10 000 and 5 000.
+	CommitEntries, CatchUpEntries uint64
+	// MaxLearners bounds the members without vote, 0 for no bound.
+	MaxLearners int
+	// StrictReconfig refuses changes of the membership that could cost the
+	// quorum.
+	StrictReconfig bool
+	// LeaseCheckpoint is how often the leader writes down how long leases have
+	// left, 0 for never: a new leader then gives them their full time.
+	LeaseCheckpoint time.Duration
+}
+
+// Network carries what members send each other. The caller decides who may
+// connect.
+type Network struct {
+	Listener net.Listener
+	Dial     func(ctx context.Context, url string) (net.Conn, error)
+}
+
+// InitialMember is a founder.
+type InitialMember struct {
+	Name     string
+	PeerURLs []string
 }
 
 // Store is one member. Its methods may be called from any goroutine.
@@ -59,9 +114,14 @@ type Store struct {
 	node   *node
 	lessor *lessor
 	tokens *auth.Tokens
+	peers  *peer.Transport // nil without a Network
 	member uint64
 	nextID atomic.Uint64
+	// cluster is 0 until a joining member knows it.
+	cluster atomic.Uint64
 
+	ready   chan struct{} // closed when this member has caught up with a leader once
+	ctx     context.Context
 	stop    context.CancelFunc
 	running sync.WaitGroup
 	closing sync.Once
@@ -69,30 +129,41 @@ type Store struct {
 }
 
 // Open opens the store in cfg.Dir, or makes an empty one, and returns when it
-// answers requests.
+// answers requests: when there is a leader.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
+	s, err := OpenUnready(ctx, cfg)
+	if err != nil {
+		return nil, err
 	}
-	if cfg.MaxTxnOps == 0 {
-		cfg.MaxTxnOps = defaultMaxTxnOps
+	select {
+	case <-s.ready:
+		return s, nil
+	case <-s.node.done:
+		return nil, errors.Join(s.node.failure(), s.Close())
+	case <-ctx.Done():
+		return nil, errors.Join(ctx.Err(), s.Close())
 	}
-	if cfg.MaxRequestBytes == 0 {
-		cfg.MaxRequestBytes = defaultMaxRequestBytes
-	}
+}
+
+// OpenUnready is Open without waiting for a leader; see Ready. ctx is for
+// asking the cluster that is joined.
+func OpenUnready(ctx context.Context, cfg Config) (*Store, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the store's folder: %w", err)
 	}
-	walDir := filepath.Join(cfg.Dir, "wal")
-	exists, err := wal.Exists(walDir)
+	cfg = withDefaults(cfg)
+	exists, err := wal.Exists(vfs.OS{}, filepath.Join(cfg.Dir, "wal"))
 	if err != nil {
 		return nil, fmt.Errorf("look for the log: %w", err)
 	}
 	dbPath := filepath.Join(cfg.Dir, "state.db")
 	if !exists {
 		if _, err := os.Stat(dbPath); err == nil {
-			return nil, fmt.Errorf("%w: %s is there but its log %s is not; restore a snapshot with `edged snapshot restore`", ErrCorrupt, dbPath, walDir)
+			return nil, fmt.Errorf("%w: %s is there but its log %s is not; restore a snapshot with `edged snapshot restore`", ErrCorrupt, dbPath, filepath.Join(cfg.Dir, "wal"))
 		}
+	}
+	if err := removeSnapshots(cfg.Dir); err != nil {
+		return nil, err
 	}
 	tokens, err := auth.NewTokens(cfg.AuthToken, cfg.AuthTokenTTL, time.Now)
 	if err != nil {
@@ -102,71 +173,270 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, log: cfg.Logger, db: db, tokens: tokens}
-	if err := s.start(walDir, exists); err != nil {
+	s := &Store{cfg: cfg, log: cfg.Logger, db: db, tokens: tokens, ready: make(chan struct{})}
+	if err := s.start(ctx, exists); err != nil {
 		return nil, errors.Join(err, db.Close())
-	}
-	select {
-	case <-s.node.leading:
-	case <-s.node.done:
-		return nil, errors.Join(s.node.failure(), s.Close())
-	case <-ctx.Done():
-		return nil, errors.Join(ctx.Err(), s.Close())
 	}
 	return s, nil
 }
 
-func (s *Store) start(walDir string, exists bool) (err error) {
-	var log *wal.Log
-	var content wal.Content
-	if exists {
-		log, content, err = wal.Open(walDir, s.log)
-	} else {
-		var id [8]byte
-		if _, err := rand.Read(id[:]); err != nil {
-			return err
-		}
-		content.MemberID = binary.BigEndian.Uint64(id[:])>>1 | 1
-		log, err = wal.Create(walDir, content.MemberID, s.log)
+func withDefaults(cfg Config) Config {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	for _, d := range []struct {
+		v *int
+		d int
+	}{{&cfg.MaxTxnOps, defaultMaxTxnOps}, {&cfg.MaxRequestBytes, defaultMaxRequestBytes}, {&cfg.ElectionTicks, defaultElectionTicks}} {
+		if *d.v == 0 {
+			*d.v = d.d
+		}
+	}
+	if cfg.Tick == 0 {
+		cfg.Tick = defaultTick
+	}
+	if cfg.RequestTimeout == 0 {
+		cfg.RequestTimeout = 5*time.Second + 2*time.Duration(cfg.ElectionTicks)*cfg.Tick
+	}
+	if cfg.CommitEntries == 0 {
+		cfg.CommitEntries = defaultCommitEntries
+	}
+	if cfg.CatchUpEntries == 0 {
+		cfg.CatchUpEntries = defaultCatchUpEntries
+	}
+	return cfg
+}
+
+// removeSnapshots removes snapshots that were being received.
+func removeSnapshots(dir string) error {
+	old, err := filepath.Glob(filepath.Join(dir, "snapshot-*.tmp"))
 	if err != nil {
-		return err
+		return fmt.Errorf("look for leftovers: %w", err)
 	}
-	s.member = content.MemberID
-	if s.node, err = newNode(s.db, log, content, s.log); err != nil {
-		return errors.Join(err, log.Close())
-	}
-	// Ids of requests must differ from those that a log replayed after a crash
-	// still holds.
-	s.nextID.Store(uint64(time.Now().UnixNano()) << 8)
-	s.lessor = newLessor(s.db, s.propose)
-	var ctx context.Context
-	ctx, s.stop = context.WithCancel(context.Background())
-	s.running.Go(func() { s.node.run(ctx) })
-	s.running.Go(func() { s.node.commitLazily(ctx) })
-	s.running.Go(func() {
-		select {
-		case <-ctx.Done():
-		case <-s.node.leading:
-			s.lessor.run(ctx)
+	for _, f := range old {
+		if err := os.Remove(f); err != nil {
+			return fmt.Errorf("remove a leftover: %w", err)
 		}
-	})
+	}
 	return nil
 }
 
-// Close stops the store. Requests that wait are answered with ErrStopped;
+// start finds out who this member is and starts it.
+func (s *Store) start(ctx context.Context, exists bool) error {
+	var log *wal.Log
+	var content wal.Content
+	var err error
+	config := wal.Config{FS: vfs.OS{}, Dir: filepath.Join(s.cfg.Dir, "wal"), Logger: s.log}
+	if exists {
+		if log, content, err = wal.Open(config); err != nil {
+			return err
+		}
+	}
+	others, err := s.identify(ctx, config, &log, &content)
+	if err == nil {
+		s.member = content.MemberID
+		err = s.startNode(log, content)
+	}
+	if err != nil {
+		if log != nil {
+			err = errors.Join(err, log.Close())
+		}
+		return err
+	}
+	// Ids of requests must differ between members and from those that a log
+	// replayed after a crash still holds; clocks start in 1970 here and there.
+	var first [8]byte
+	if _, err := rand.Read(first[:]); err != nil {
+		return errors.Join(err, log.Close())
+	}
+	s.nextID.Store(binary.BigEndian.Uint64(first[:]))
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	if s.cfg.Network != nil {
+		s.peers = peer.New(peer.Config{
+			Self: s.member, Cluster: s.cluster.Load(), URLs: s.cfg.PeerURLs, Listener: s.cfg.Network.Listener, Dial: s.cfg.Network.Dial,
+			Handler: &peers{s}, Logger: s.log,
+		})
+	}
+	s.meet(others)
+	s.running.Go(s.node.run)
+	s.running.Go(s.node.commitLazily)
+	s.running.Go(func() { s.RunWhileLeader(s.ctx, s.lessor.run) })
+	s.running.Go(s.settle)
+	return nil
+}
+
+// identify makes an empty store a member, and returns the membership as far as
+// it is known.
+func (s *Store) identify(ctx context.Context, config wal.Config, log **wal.Log, content *wal.Content) (*consensus.Membership, error) {
+	if raw := s.db.ConfState(); len(raw) > 0 {
+		m, err := consensus.DecodeMembership(raw)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, filepath.Join(s.cfg.Dir, "state.db"), err)
+		}
+		return m, nil
+	}
+	fresh := *log == nil
+	joining := fresh && s.cfg.Join || !fresh && content.Intent == joiningPlace
+	if !fresh && !joining && content.Snapshot.Index > 1 {
+		return nil, nil // the Core says what is missing
+	}
+	m, self, err := s.membership(ctx, joining, content.MemberID)
+	if err != nil {
+		return nil, err
+	}
+	content.MemberID = self
+	if fresh {
+		if *log, err = wal.Create(config, self); err != nil {
+			return nil, err
+		}
+		if joining {
+			err = (*log).Intend(joiningPlace)
+		}
+	}
+	if err != nil || joining {
+		return m, err
+	}
+	entries := content.Entries
+	if err := consensus.Bootstrap(s.db, *log, m, len(entries) == 0); err != nil {
+		return nil, err
+	}
+	content.Snapshot, content.Intent = wal.Snapshot{Index: 1, Term: 1}, wal.Snapshot{}
+	return m, nil
+}
+
+// joiningPlace in the log says that the member waits for its first snapshot.
+var joiningPlace = wal.Snapshot{Index: ^uint64(0)}
+
+// membership finds out who belongs to the cluster and which member this is: was,
+// if it is known already.
+func (s *Store) membership(ctx context.Context, joining bool, was uint64) (*consensus.Membership, uint64, error) {
+	if joining {
+		return s.askCluster(ctx, was)
+	}
+	if s.cfg.InitialCluster == nil {
+		if was == 0 {
+			var id [8]byte
+			if _, err := rand.Read(id[:]); err != nil {
+				return nil, 0, err
+			}
+			was = binary.BigEndian.Uint64(id[:])>>1 | 1
+		}
+		m, err := consensus.NewMembership([]consensus.Member{{ID: was, Name: s.cfg.Name, PeerURLs: s.cfg.PeerURLs, ClientURLs: s.cfg.ClientURLs}})
+		return m, was, err
+	}
+	var members []consensus.Member
+	self := uint64(0)
+	for _, f := range s.cfg.InitialCluster {
+		e := consensus.Member{ID: consensus.MemberID(f.PeerURLs, s.cfg.Token, 0), PeerURLs: slices.Sorted(slices.Values(f.PeerURLs))}
+		if f.Name == s.cfg.Name {
+			self = e.ID
+		}
+		members = append(members, e)
+	}
+	if self == 0 {
+		return nil, 0, fmt.Errorf("member %q is not among the founders of the cluster", s.cfg.Name)
+	}
+	if was != 0 && was != self {
+		return nil, 0, fmt.Errorf("the store in %s is member %x's, the founder %q is %x", s.cfg.Dir, was, s.cfg.Name, self)
+	}
+	m, err := consensus.NewMembership(members)
+	return m, self, err
+}
+
+// askCluster asks the members of the cluster that is to be joined.
+func (s *Store) askCluster(ctx context.Context, was uint64) (*consensus.Membership, uint64, error) {
+	if s.cfg.Network == nil {
+		return nil, 0, errors.New("a member without a network cannot join a cluster")
+	}
+	last := errors.New("no other member is named")
+	for _, f := range s.cfg.InitialCluster {
+		for _, u := range f.PeerURLs {
+			if slices.Contains(s.cfg.PeerURLs, u) {
+				continue
+			}
+			body, err := peer.Ask(ctx, s.cfg.Network.Dial, u, callMembers, nil)
+			if err != nil {
+				last = fmt.Errorf("ask %s who the members are: %w", u, err)
+				continue
+			}
+			m, err := consensus.DecodeMembership(body)
+			if err != nil {
+				last = fmt.Errorf("ask %s who the members are: %w", u, err)
+				continue
+			}
+			for _, e := range m.Members {
+				if e.ID == was || was == 0 && slices.ContainsFunc(e.PeerURLs, func(u string) bool { return slices.Contains(s.cfg.PeerURLs, u) }) {
+					return m, e.ID, nil
+				}
+			}
+			if was != 0 && m.WasRemoved(was) {
+				return nil, 0, ErrRemoved
+			}
+			last = fmt.Errorf("%s does not know a member at %s: add it first", u, strings.Join(s.cfg.PeerURLs, ","))
+		}
+	}
+	return nil, 0, fmt.Errorf("join the cluster: %w", last)
+}
+
+func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {
+	s.lessor = newLessor(s)
+	ticks := int(s.cfg.RequestTimeout / s.cfg.Tick)
+	s.node, err = newNode(nodeConfig{
+		self: s.member, tick: s.cfg.Tick, electionTicks: s.cfg.ElectionTicks, requestTicks: max(ticks, 1),
+		commitEntries: s.cfg.CommitEntries, catchUp: s.cfg.CatchUpEntries,
+		members: s.meet, applied: s.lessor.applied, send: s.send, sendSnapshot: s.sendSnapshot, discard: s.discard,
+	}, s.db, log, content, s.log)
+	return err
+}
+
+// settle waits until this member has caught up with a leader, and then sees to
+// it that the cluster knows its name and where it is.
+func (s *Store) settle() {
+	for s.node.mayRead(s.ctx) != nil {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.node.done:
+			return
+		case <-time.After(s.cfg.Tick):
+		}
+	}
+	close(s.ready)
+	for s.describe(s.ctx) != nil {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.node.done:
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// Ready is closed when there is a leader and this member has caught up with it
+// once.
+func (s *Store) Ready() <-chan struct{} { return s.ready }
+
+// Close stops the store; a leader first hands over to another voter, so that the
+// others need no election. Requests that wait are answered with ErrStopped;
 // whether a write among them took place is open.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
+		s.handOver()
 		s.stop()
+		s.node.stop()
 		s.running.Wait()
-		s.closed = errors.Join(s.db.Commit(), s.node.close(), s.db.Close())
+		var err error
+		if s.peers != nil {
+			err = s.peers.Close()
+		}
+		s.closed = errors.Join(err, s.db.Commit(), s.node.wal.Close(), s.db.Close())
 	})
 	return s.closed
 }
 
-// Done is closed when the store has stopped, by Close or because its disk
-// failed; Err then says why.
+// Done is closed when the store has stopped: by Close, because its disk failed,
+// or because the member was removed. Err then says why.
 func (s *Store) Done() <-chan struct{} { return s.node.done }
 
 // Err is why the store stopped by itself, or nil.
@@ -176,6 +446,11 @@ func (s *Store) Err() error { return s.node.failure() }
 func (s *Store) Range(ctx context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
 	if err := checkRange(req); err != nil {
 		return nil, err
+	}
+	if !req.Serializable {
+		if err := s.node.mayRead(ctx); err != nil {
+			return nil, err
+		}
 	}
 	resp, err := s.db.Range(callerOf(ctx), req)
 	if err != nil {
@@ -246,8 +521,8 @@ func (s *Store) Revision() (current, compacted int64) { return s.db.Revision() }
 
 // ReadIndex returns a revision that is at least as new as every write that was
 // acknowledged before the call, and that reads of this device already show.
-func (s *Store) ReadIndex(context.Context) (int64, error) {
-	if err := s.node.failure(); err != nil {
+func (s *Store) ReadIndex(ctx context.Context) (int64, error) {
+	if err := s.node.mayRead(ctx); err != nil {
 		return 0, err
 	}
 	rev, _ := s.db.Revision()
@@ -256,42 +531,69 @@ func (s *Store) ReadIndex(context.Context) (int64, error) {
 
 // Status describes the member.
 type Status struct {
-	MemberID, Leader, Term   uint64
-	AppliedIndex             uint64
-	Revision, Compacted      int64
-	SizeBytes, SizeBytesUsed int64
-	NoSpace                  bool
-	IsLearner                bool
-	CommitIndex, ClusterID   uint64
+	ClusterID                 uint64
+	MemberID, Leader, Term    uint64
+	AppliedIndex, CommitIndex uint64
+	Revision, Compacted       int64
+	SizeBytes, SizeBytesUsed  int64
+	NoSpace, IsLearner        bool
 }
 
 // Status describes the member as it is now.
 func (s *Store) Status() Status {
-	st := Status{MemberID: s.member, Leader: s.member, Term: s.node.term.Load(), AppliedIndex: s.db.Applied().Index, NoSpace: s.node.full.Load()}
+	v := s.node.view()
+	st := Status{
+		ClusterID: s.ClusterID(), MemberID: s.member, Leader: v.leader, Term: v.term, AppliedIndex: s.db.Applied().Index, CommitIndex: s.node.commit.Load(),
+		NoSpace: s.node.full.Load(), IsLearner: s.IsLearner(),
+	}
 	st.Revision, st.Compacted = s.db.Revision()
 	st.SizeBytes, st.SizeBytesUsed = s.db.Size()
-	st.CommitIndex, st.ClusterID = st.AppliedIndex, s.ClusterID()
 	return st
 }
 
 // RunWhileLeader runs f with a context that ends when this member stops
 // leading, each time it leads, until ctx ends. It waits for f to return.
 func (s *Store) RunWhileLeader(ctx context.Context, f func(context.Context)) {
-	inner, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stop := context.AfterFunc(ctx, cancel)
-	defer stop()
-	go func() {
-		select {
-		case <-s.node.done:
-			cancel()
-		case <-inner.Done():
+	for {
+		v := s.node.view()
+		if v.decides {
+			s.runTerm(ctx, v.term, f)
 		}
-	}()
-	f(inner)
-	<-inner.Done()
+		if ctx.Err() != nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.node.done:
+			return
+		case <-v.changed:
+		}
+	}
+}
+
+// runTerm runs f until this member leads no more, or in another term.
+func (s *Store) runTerm(ctx context.Context, term uint64, f func(context.Context)) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watching.Go(func() {
+		defer cancel()
+		for v := s.node.view(); v.decides && v.term == term; v = s.node.view() {
+			select {
+			case <-ctx.Done():
+				return
+			case <-s.node.done:
+				return
+			case <-v.changed:
+			}
+		}
+	})
+	f(ctx)
+	<-ctx.Done()
 }
 
 func (s *Store) header(h *pb.ResponseHeader) {
-	h.ClusterId, h.MemberId, h.RaftTerm = s.ClusterID(), s.member, s.node.term.Load()
+	h.ClusterId, h.MemberId, h.RaftTerm = s.cluster.Load(), s.member, s.node.view().term
 }

@@ -13,8 +13,9 @@
 //	length  uint32 LE  of the payload, at least 1
 //	crc     uint32 LE  Castagnoli, of the previous record's crc, then durable, kind, payload
 //	durable uint64 LE  how far this segment was known to be on disk when the record was written
-//	kind    byte       1 head, 2 entry, 3 hard state, 4 snapshot
-//	payload            head: format version, sequence number, member id, first crc; others raftpb
+//	kind    byte       1 head, 2 entry, 3 hard state, 4 snapshot, 5 reset, 6 intent
+//	payload            head: format version, sequence number, member id, first crc; entry and hard
+//	                   state raftpb; others index and term, uint64 LE
 //	padding            zero bytes up to a multiple of 8
 //
 // A length of 0 ends the segment. The crc chains over all segments.

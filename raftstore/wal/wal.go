@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
+	pathpkg "path"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
-	"edged/internal/atomicfile"
+	"edged/raftstore/vfs"
 )
 
 var (
@@ -40,6 +38,8 @@ const (
 	kindEntry    = 2
 	kindState    = 3
 	kindSnapshot = 4
+	kindReset    = 5
+	kindIntent   = 6
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -54,6 +54,10 @@ type Content struct {
 	State    *raftpb.HardState
 	Snapshot Snapshot
 	Entries  []*raftpb.Entry // those after Snapshot
+	// Intent is the snapshot that was about to replace the applied state and
+	// everything in the log, zero for none. Whether it did shows in the state:
+	// if so, Reset must follow.
+	Intent Snapshot
 }
 
 // segment describes a file that is not being appended to: the last entry in it,
@@ -64,11 +68,13 @@ type segment struct {
 
 // Log appends records.
 type Log struct {
-	dir    string
-	log    *slog.Logger
-	member uint64
+	dir     string
+	fs      vfs.FS
+	log     *slog.Logger
+	member  uint64
+	segment int64 // bytes of a segment
 
-	f       *os.File
+	f       vfs.File
 	seq     uint64
 	size    int64 // of the segment
 	at      int64 // where the next record goes
@@ -83,41 +89,58 @@ type Log struct {
 	failed  error // a write or sync that failed: nothing may follow it
 }
 
-// Create makes an empty log for a new member in dir, which must not have one.
-func Create(dir string, member uint64, logger *slog.Logger) (*Log, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// Config says where a log is.
+type Config struct {
+	FS     vfs.FS
+	Dir    string
+	Logger *slog.Logger
+	// SegmentBytes is the size of a segment, 0 for 1 MiB.
+	SegmentBytes int64
+}
+
+func (c Config) log() *Log {
+	if c.SegmentBytes == 0 {
+		c.SegmentBytes = segmentBytes
+	}
+	return &Log{dir: c.Dir, fs: c.FS, log: c.Logger, segment: c.SegmentBytes, state: &raftpb.HardState{}}
+}
+
+// Create makes an empty log for a new member, where there must be none.
+func Create(c Config, member uint64) (*Log, error) {
+	if err := c.FS.MkdirAll("wal.create", c.Dir); err != nil {
 		return nil, fmt.Errorf("create the log's folder: %w", err)
 	}
-	l := &Log{dir: dir, log: logger, member: member, state: &raftpb.HardState{}}
-	if err := l.roll(segmentBytes); err != nil {
+	l := c.log()
+	l.member = member
+	if err := l.roll(l.segment); err != nil {
 		return nil, err
 	}
 	return l, l.sync()
 }
 
 // Exists reports whether dir holds a log.
-func Exists(dir string) (bool, error) {
-	seqs, err := segments(dir)
+func Exists(fsys vfs.FS, dir string) (bool, error) {
+	seqs, err := segments(fsys, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	return len(seqs) > 0, err
 }
 
-func segments(dir string) ([]uint64, error) {
-	entries, err := os.ReadDir(dir)
+func segments(fsys vfs.FS, dir string) ([]uint64, error) {
+	files, err := fsys.List(dir)
 	if err != nil {
 		return nil, err
 	}
 	var seqs []uint64
-	for _, e := range entries {
-		name, ok := strings.CutSuffix(e.Name(), ".wal")
+	for _, file := range files {
+		name, ok := strings.CutSuffix(file, ".wal")
 		if !ok {
 			continue
 		}
 		seq, err := strconv.ParseUint(name, 16, 64)
 		if err != nil || len(name) != 16 {
-			return nil, fmt.Errorf("%s is not a segment of the log", filepath.Join(dir, e.Name()))
+			return nil, fmt.Errorf("%s is not a segment of the log", pathpkg.Join(dir, file))
 		}
 		seqs = append(seqs, seq)
 	}
@@ -125,15 +148,15 @@ func segments(dir string) ([]uint64, error) {
 	return seqs, nil
 }
 
-func (l *Log) path(seq uint64) string { return filepath.Join(l.dir, fmt.Sprintf("%016x.wal", seq)) }
+func (l *Log) path(seq uint64) string { return pathpkg.Join(l.dir, fmt.Sprintf("%016x.wal", seq)) }
 
-// Open reads the log in dir and prepares it for appending.
-func Open(dir string, logger *slog.Logger) (*Log, Content, error) {
-	seqs, err := segments(dir)
+// Open reads the log and prepares it for appending.
+func Open(cfg Config) (*Log, Content, error) {
+	seqs, err := segments(cfg.FS, cfg.Dir)
 	if err != nil {
 		return nil, Content{}, err
 	}
-	l := &Log{dir: dir, log: logger, state: &raftpb.HardState{}}
+	l := cfg.log()
 	c := Content{State: l.state}
 	for i, seq := range seqs {
 		if i > 0 && seq != seqs[i-1]+1 {
@@ -146,7 +169,7 @@ func Open(dir string, logger *slog.Logger) (*Log, Content, error) {
 	l.removeStale()
 	if l.f == nil {
 		// Cut while a segment was being made: go on in a new one.
-		if err := l.roll(segmentBytes); err != nil {
+		if err := l.roll(l.segment); err != nil {
 			return nil, c, err
 		}
 		if err := l.sync(); err != nil {
@@ -159,12 +182,15 @@ func Open(dir string, logger *slog.Logger) (*Log, Content, error) {
 
 // removeStale removes files that were being prepared when the power went.
 func (l *Log) removeStale() {
-	stale, err := filepath.Glob(filepath.Join(l.dir, "*.tmp"))
+	files, err := l.fs.List(l.dir)
 	if err != nil {
 		return
 	}
-	for _, f := range stale {
-		if err := os.Remove(f); err != nil {
+	for _, f := range files {
+		if !strings.HasSuffix(f, ".tmp") {
+			continue
+		}
+		if err := l.fs.Remove("wal.stale", pathpkg.Join(l.dir, f)); err != nil {
 			l.log.Warn("a leftover of the log stays", "file", f, "err", err)
 		}
 	}
@@ -173,7 +199,7 @@ func (l *Log) removeStale() {
 // read reads one segment into c. The last one stays open for appending.
 func (l *Log) read(seq uint64, first, last bool, c *Content) error {
 	path := l.path(seq)
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := l.fs.Open("wal.read", path, false)
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
@@ -183,7 +209,7 @@ func (l *Log) read(seq uint64, first, last bool, c *Content) error {
 			f.Close()
 		}
 	}()
-	data, err := io.ReadAll(f)
+	data, err := vfs.ReadAll(f)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", path, err)
 	}
@@ -209,6 +235,8 @@ func (l *Log) read(seq uint64, first, last bool, c *Content) error {
 		}
 		if n := len(c.Entries); n > 0 {
 			lastEntry = c.Entries[n-1].GetIndex()
+		} else {
+			lastEntry = l.snap.Index
 		}
 		crc, at = r.crc, r.next
 	}
@@ -225,7 +253,7 @@ func (l *Log) read(seq uint64, first, last bool, c *Content) error {
 		if first {
 			return fmt.Errorf("%w: %s has no head; restore a snapshot with `edged snapshot restore`", ErrCorrupt, path)
 		}
-		return os.Remove(path)
+		return l.fs.Remove("wal.headless", path)
 	}
 	if err := clearTail(f, data, end); err != nil {
 		return fmt.Errorf("cut the torn tail of %s: %w", path, err)
@@ -267,7 +295,7 @@ func (l *Log) judge(path string, data []byte, end int64, last bool) error {
 // there by chance.
 func durableMark(data []byte, at int64) (int64, bool) {
 	n := int64(binary.LittleEndian.Uint32(data[at:]))
-	if n == 0 || at+headerBytes+n > int64(len(data)) || data[at+16] < kindHead || data[at+16] > kindSnapshot {
+	if n == 0 || at+headerBytes+n > int64(len(data)) || data[at+16] < kindHead || data[at+16] > kindIntent {
 		return 0, false
 	}
 	next := (at + headerBytes + n + 7) &^ 7
@@ -281,7 +309,7 @@ func durableMark(data []byte, at int64) (int64, bool) {
 
 // clearTail zeroes what is behind end, so that stale bytes can never be taken
 // for records.
-func clearTail(f *os.File, data []byte, end int64) error {
+func clearTail(f vfs.File, data []byte, end int64) error {
 	dirty := false
 	for _, b := range data[end:] {
 		if b != 0 {
@@ -292,10 +320,10 @@ func clearTail(f *os.File, data []byte, end int64) error {
 	if !dirty {
 		return nil
 	}
-	if _, err := f.WriteAt(make([]byte, int64(len(data))-end), end); err != nil {
+	if err := f.WriteAt("wal.cut", make([]byte, int64(len(data))-end), end); err != nil {
 		return err
 	}
-	return f.Sync()
+	return f.Sync("wal.cut", false)
 }
 
 type parsed struct {
@@ -351,11 +379,20 @@ func (l *Log) take(r parsed, c *Content) error {
 		if err := proto.Unmarshal(r.payload, l.state); err != nil {
 			return fmt.Errorf("%w: a hard state does not decode: %w", ErrCorrupt, err)
 		}
-	case kindSnapshot:
+	case kindSnapshot, kindReset, kindIntent:
 		if len(r.payload) != 16 {
 			return fmt.Errorf("%w: a snapshot's place is %d bytes", ErrCorrupt, len(r.payload))
 		}
-		l.snap = Snapshot{binary.LittleEndian.Uint64(r.payload), binary.LittleEndian.Uint64(r.payload[8:])}
+		snap := Snapshot{binary.LittleEndian.Uint64(r.payload), binary.LittleEndian.Uint64(r.payload[8:])}
+		if r.kind == kindIntent {
+			c.Intent = snap
+			return nil
+		}
+		l.snap = snap
+		if r.kind == kindReset {
+			c.Entries, c.Intent = nil, Snapshot{}
+			return nil
+		}
 		i := slices.IndexFunc(c.Entries, func(e *raftpb.Entry) bool { return e.GetIndex() > l.snap.Index })
 		if i < 0 {
 			i = len(c.Entries)
@@ -369,12 +406,30 @@ func (l *Log) take(r parsed, c *Content) error {
 
 // encode adds a record to the batch in l.buf.
 func (l *Log) encode(kind byte, payload []byte) {
-	at := len(l.buf)
-	l.buf = binary.LittleEndian.AppendUint32(l.buf, uint32(len(payload)))
-	l.buf = append(l.buf, 0, 0, 0, 0)
+	at := l.beginRecord(kind)
+	l.buf = append(l.buf, payload...)
+	l.endRecord(at)
+}
+
+func (l *Log) encodeMessage(kind byte, m proto.Message) (err error) {
+	at := l.beginRecord(kind)
+	if l.buf, err = (proto.MarshalOptions{}).MarshalAppend(l.buf, m); err != nil {
+		return err
+	}
+	l.endRecord(at)
+	return nil
+}
+
+func (l *Log) beginRecord(kind byte) (at int) {
+	at = len(l.buf)
+	l.buf = append(l.buf, 0, 0, 0, 0, 0, 0, 0, 0)
 	l.buf = binary.LittleEndian.AppendUint64(l.buf, uint64(l.durable))
 	l.buf = append(l.buf, kind)
-	l.buf = append(l.buf, payload...)
+	return at
+}
+
+func (l *Log) endRecord(at int) {
+	binary.LittleEndian.PutUint32(l.buf[at:], uint32(len(l.buf)-at-headerBytes))
 	l.crc = crc32.Update(l.crc, castagnoli, l.buf[at+8:])
 	binary.LittleEndian.PutUint32(l.buf[at+4:], l.crc)
 	for len(l.buf)%8 != 0 {
@@ -394,25 +449,21 @@ func (l *Log) Append(state *raftpb.HardState, entries []*raftpb.Entry) error {
 		need += proto.Size(e) + headerBytes + 8
 	}
 	if l.at+int64(need) > l.size {
-		if err := l.roll(max(segmentBytes, int64(need)+4096)); err != nil {
+		if err := l.roll(max(l.segment, int64(need)+4096)); err != nil {
 			return err
 		}
 	}
 	l.buf = l.buf[:0]
 	for _, e := range entries {
-		data, err := proto.Marshal(e)
-		if err != nil {
+		if err := l.encodeMessage(kindEntry, e); err != nil {
 			return l.fail(fmt.Errorf("encode entry %d: %w", e.GetIndex(), err))
 		}
-		l.encode(kindEntry, data)
 		l.last = e.GetIndex()
 	}
 	if state != nil {
-		data, err := proto.Marshal(state)
-		if err != nil {
+		if err := l.encodeMessage(kindState, state); err != nil {
 			return l.fail(fmt.Errorf("encode the hard state: %w", err))
 		}
-		l.encode(kindState, data)
 		l.state = state
 	}
 	return l.flush()
@@ -422,7 +473,7 @@ func (l *Log) flush() error {
 	if len(l.buf) == 0 {
 		return nil
 	}
-	if _, err := l.f.WriteAt(l.buf, l.at); err != nil {
+	if err := l.f.WriteAt("wal.append", l.buf, l.at); err != nil {
 		return l.fail(fmt.Errorf("append to the log: %w", err))
 	}
 	l.at += int64(len(l.buf))
@@ -435,7 +486,7 @@ func (l *Log) flush() error {
 }
 
 func (l *Log) sync() error {
-	if err := unix.Fdatasync(int(l.f.Fd())); err != nil {
+	if err := l.f.Sync("wal.append", true); err != nil {
 		return l.fail(fmt.Errorf("sync the log: %w", err))
 	}
 	l.durable = l.at
@@ -470,7 +521,7 @@ func (l *Log) roll(size int64) error {
 }
 
 // enter makes f, a blank file at tmp, the segment to append to.
-func (l *Log) enter(f *os.File, tmp string, seq uint64, size int64) error {
+func (l *Log) enter(f vfs.File, tmp string, seq uint64, size int64) error {
 	if l.f != nil {
 		l.spent = append(l.spent, segment{l.seq, l.last})
 		if err := l.f.Close(); err != nil {
@@ -488,55 +539,86 @@ func (l *Log) enter(f *os.File, tmp string, seq uint64, size int64) error {
 	l.encode(kindHead, head)
 	// Every segment can be the first one some day.
 	l.encodeSnapshot()
-	if data, err := proto.Marshal(l.state); err == nil && len(data) > 0 {
-		l.encode(kindState, data)
+	if proto.Size(l.state) > 0 {
+		if err := l.encodeMessage(kindState, l.state); err != nil {
+			return fmt.Errorf("encode the hard state: %w", err)
+		}
 	}
-	if _, err := f.WriteAt(l.buf, 0); err != nil {
+	if err := f.WriteAt("wal.head", l.buf, 0); err != nil {
 		return fmt.Errorf("write the head of a segment: %w", err)
 	}
 	l.at = int64(len(l.buf))
-	if err := f.Sync(); err != nil {
+	if err := f.Sync("wal.head", false); err != nil {
 		return fmt.Errorf("sync the head of a segment: %w", err)
 	}
 	l.durable = l.at
-	if err := os.Rename(tmp, l.path(seq)); err != nil {
+	if err := l.fs.Rename("wal.name", tmp, l.path(seq)); err != nil {
 		return fmt.Errorf("name a segment of the log: %w", err)
 	}
-	return atomicfile.SyncDir(l.dir)
+	return l.fs.SyncDir("wal.name", l.dir)
 }
 
 // blank makes a zero-filled file, from a recycled one if that fits.
-func (l *Log) blank(path string, size int64) (*os.File, error) {
+func (l *Log) blank(path string, size int64) (vfs.File, error) {
 	if l.free != "" {
 		free := l.free
 		l.free = ""
-		if size != segmentBytes {
-			if err := os.Remove(free); err != nil {
+		if size != l.segment {
+			if err := l.fs.Remove("wal.recycle", free); err != nil {
 				return nil, err
 			}
-		} else if err := os.Rename(free, path); err != nil {
+		} else if err := l.fs.Rename("wal.recycle", free, path); err != nil {
 			return nil, err
 		}
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := l.fs.Open("wal.blank", path, true)
 	if err != nil {
 		return nil, err
 	}
 	zeros := make([]byte, 64<<10)
 	for at := int64(0); at < size; at += int64(len(zeros)) {
 		n := min(int64(len(zeros)), size-at)
-		if _, err := f.WriteAt(zeros[:n], at); err != nil {
-			f.Close()
-			os.Remove(path)
-			return nil, err
+		if err := f.WriteAt("wal.blank", zeros[:n], at); err != nil {
+			return nil, errors.Join(err, f.Close(), l.fs.Remove("wal.blank", path))
 		}
 	}
 	return f, nil
 }
 
-func (l *Log) encodeSnapshot() {
-	b := binary.LittleEndian.AppendUint64(nil, l.snap.Index)
-	l.encode(kindSnapshot, binary.LittleEndian.AppendUint64(b, l.snap.Term))
+func (l *Log) encodeSnapshot() { l.encodePlace(kindSnapshot, l.snap) }
+
+func (l *Log) encodePlace(kind byte, s Snapshot) {
+	b := binary.LittleEndian.AppendUint64(nil, s.Index)
+	l.encode(kind, binary.LittleEndian.AppendUint64(b, s.Term))
+}
+
+// Intend records that the state at s is about to replace the applied state and
+// everything in the log.
+func (l *Log) Intend(s Snapshot) error { return l.place(kindIntent, s) }
+
+// place appends one record about a snapshot.
+func (l *Log) place(kind byte, s Snapshot) error {
+	if l.failed != nil {
+		return l.failed
+	}
+	if l.at+64 > l.size {
+		if err := l.roll(l.segment); err != nil {
+			return err
+		}
+	}
+	l.buf = l.buf[:0]
+	l.encodePlace(kind, s)
+	return l.flush()
+}
+
+// Reset drops every entry: the log goes on after s, which the applied state on
+// disk reflects.
+func (l *Log) Reset(s Snapshot) error {
+	if err := l.place(kindReset, s); err != nil {
+		return err
+	}
+	l.snap, l.last = s, s.Index
+	return l.dropSpent(len(l.spent))
 }
 
 // Compact records that everything up to s is in the applied state on disk, and
@@ -555,7 +637,7 @@ func (l *Log) Compact(s Snapshot) error {
 		return nil
 	}
 	if l.at+64 > l.size {
-		if err := l.roll(segmentBytes); err != nil {
+		if err := l.roll(l.segment); err != nil {
 			return err
 		}
 	} else {
@@ -565,27 +647,44 @@ func (l *Log) Compact(s Snapshot) error {
 			return err
 		}
 	}
+	return l.dropSpent(n)
+}
+
+// dropSpent drops the oldest n segments.
+func (l *Log) dropSpent(n int) error {
+	if n == 0 {
+		return nil
+	}
 	for _, s := range l.spent[:n] {
 		if err := l.drop(s.seq); err != nil {
 			return fmt.Errorf("drop a spent segment of the log: %w", err)
 		}
 	}
 	l.spent = append([]segment(nil), l.spent[n:]...)
-	return atomicfile.SyncDir(l.dir)
+	return l.fs.SyncDir("wal.drop", l.dir)
 }
 
 // drop recycles one segment and removes the others.
 func (l *Log) drop(seq uint64) error {
 	path := l.path(seq)
-	fi, err := os.Stat(path)
+	size, err := l.sizeOf(path)
 	if err != nil {
 		return err
 	}
-	if l.free != "" || fi.Size() != segmentBytes {
-		return os.Remove(path)
+	if l.free != "" || size != l.segment {
+		return l.fs.Remove("wal.drop", path)
 	}
-	l.free = filepath.Join(l.dir, "free.tmp")
-	return os.Rename(path, l.free)
+	l.free = pathpkg.Join(l.dir, "free.tmp")
+	return l.fs.Rename("wal.drop", path, l.free)
+}
+
+func (l *Log) sizeOf(path string) (int64, error) {
+	f, err := l.fs.Open("wal.drop", path, false)
+	if err != nil {
+		return 0, err
+	}
+	size, err := f.Size()
+	return size, errors.Join(err, f.Close())
 }
 
 // Close closes the file; everything appended is on disk already.

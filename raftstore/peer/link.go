@@ -1,0 +1,312 @@
+package peer
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	maxUrgent     = 512
+	maxBulk       = 4096
+	maxBulkBytes  = 8 << 20
+	ackInterval   = time.Second
+	ackTimeout    = 3 * time.Second
+	dialTimeout   = 2 * time.Second
+	writeTimeout  = 5 * time.Second
+	firstBackoff  = 50 * time.Millisecond
+	maxBackoff    = time.Second
+	flushBytes    = 64 << 10
+	inboundSilent = 5 * time.Minute
+)
+
+// item is what waits to be sent: a message of raft or an encoded payload.
+type item struct {
+	kind    byte
+	msg     *raftpb.Message
+	payload []byte
+}
+
+// link sends to one other member.
+type link struct {
+	t    *Transport
+	id   uint64
+	stop context.CancelFunc
+	done chan struct{}
+	wake chan struct{} // one token: there is something to send
+	// heard is when something of the member arrived last, since the transport's
+	// start; 0 for never.
+	heard atomic.Int64
+
+	mu sync.Mutex
+	// guarded by mu
+	urls      []string // as the membership says
+	learned   []string // as the member itself said last
+	urgent    []item
+	bulk      []item
+	bulkBytes int
+	connected bool
+	since     time.Time // of connected
+}
+
+func urgent(m *raftpb.Message) bool {
+	switch m.GetType() {
+	case raftpb.MsgApp:
+		return len(m.GetEntries()) == 0
+	case raftpb.MsgProp, raftpb.MsgSnap:
+		return false
+	}
+	return true
+}
+
+// put queues an item, or reports that there is no room.
+func (l *link) put(it item) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if it.msg == nil || urgent(it.msg) {
+		if len(l.urgent) >= maxUrgent {
+			return false
+		}
+		l.urgent = append(l.urgent, it)
+	} else {
+		size := proto.Size(it.msg)
+		if len(l.bulk) >= maxBulk || l.bulkBytes+size > maxBulkBytes && len(l.bulk) > 0 {
+			return false
+		}
+		l.bulk = append(l.bulk, it)
+		l.bulkBytes += size
+	}
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+// take returns what is to be sent next: everything urgent, else one of the
+// others.
+func (l *link) take() []item {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.urgent) > 0 {
+		out := l.urgent
+		l.urgent = nil
+		return out
+	}
+	if len(l.bulk) == 0 {
+		return nil
+	}
+	out := l.bulk[:1:1]
+	l.bulkBytes -= proto.Size(out[0].msg)
+	if l.bulk = l.bulk[1:]; len(l.bulk) == 0 {
+		l.bulk, l.bulkBytes = nil, 0
+	}
+	return out
+}
+
+// forget drops what is queued: it is stale when the member can be reached again.
+func (l *link) forget() {
+	l.mu.Lock()
+	l.urgent, l.bulk, l.bulkBytes = nil, nil, 0
+	l.mu.Unlock()
+}
+
+func (l *link) addresses() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := slices.Clone(l.urls)
+	for _, u := range l.learned {
+		if !slices.Contains(out, u) {
+			out = append(out, u)
+		}
+	}
+	return out
+}
+
+func (l *link) setConnected(on bool) {
+	l.mu.Lock()
+	if l.connected != on {
+		l.connected, l.since = on, time.Now()
+	}
+	l.mu.Unlock()
+}
+
+// run is the link's goroutine: it connects when there is something to send.
+func (l *link) run(ctx context.Context) {
+	defer close(l.done)
+	backoff, told := firstBackoff, false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.wake:
+		}
+		conn, err := l.t.connect(ctx, purposeStream, l.id, l.addresses())
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			if !told {
+				told = true
+				l.t.log.Warn("a member cannot be reached", "member", fmt.Sprintf("%x", l.id), "err", err)
+			}
+			l.forget()
+			l.t.handler.Unreachable(l.id)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(backoff):
+			}
+			backoff = min(2*backoff, maxBackoff)
+			continue
+		}
+		if told {
+			l.t.log.Info("a member can be reached again", "member", fmt.Sprintf("%x", l.id))
+		}
+		backoff, told = firstBackoff, false
+		l.setConnected(true)
+		l.serve(ctx, conn)
+		l.setConnected(false)
+		l.forget()
+		if ctx.Err() == nil {
+			l.t.handler.Unreachable(l.id)
+		}
+	}
+}
+
+// watch is the acks' side of a connection.
+type watch struct {
+	conn net.Conn
+
+	mu      sync.Mutex
+	lastAck time.Time // guarded by mu
+	waiting bool      // guarded by mu: something was sent that the other side must ack
+}
+
+// sent starts the wait for an ack if the other side must send one.
+func (w *watch) sent() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.waiting || time.Since(w.lastAck) < ackInterval {
+		return nil
+	}
+	w.waiting = true
+	return w.conn.SetReadDeadline(time.Now().Add(ackTimeout))
+}
+
+// run reads acks until the connection ends, and ends it.
+func (w *watch) run() {
+	defer w.conn.Close()
+	for {
+		kind, _, err := readFrame(w.conn, nil, 0)
+		if err != nil || kind != kindAck {
+			return
+		}
+		w.mu.Lock()
+		w.lastAck, w.waiting = time.Now(), false
+		err = w.conn.SetReadDeadline(time.Time{})
+		w.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// serve sends until the connection breaks or ctx ends.
+func (l *link) serve(ctx context.Context, conn net.Conn) {
+	w := &watch{conn: conn}
+	var acks sync.WaitGroup
+	ended := make(chan struct{})
+	acks.Go(func() { defer close(ended); w.run() })
+	defer acks.Wait()
+	defer conn.Close()
+	out := bufio.NewWriterSize(conn, 16<<10)
+	var buf []byte
+	for {
+		items := l.take()
+		if items == nil {
+			if err := l.flush(conn, out, w); err != nil {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				l.last(conn, out, w)
+				return
+			case <-ended:
+				return
+			case <-l.wake:
+			}
+			continue
+		}
+		for _, it := range items {
+			var err error
+			buf, err = appendFrame(buf[:0], it.kind, func(b []byte) ([]byte, error) {
+				if it.msg == nil {
+					return append(b, it.payload...), nil
+				}
+				return proto.MarshalOptions{}.MarshalAppend(b, it.msg)
+			})
+			if err != nil {
+				l.t.log.Error("a message to a member was dropped", "member", fmt.Sprintf("%x", l.id), "err", err)
+				continue
+			}
+			if err := errors.Join(conn.SetWriteDeadline(time.Now().Add(writeTimeout)), write(out, buf)); err != nil {
+				return
+			}
+		}
+		if cap(buf) > 1<<20 {
+			buf = nil
+		}
+	}
+}
+
+func write(out *bufio.Writer, b []byte) error {
+	_, err := out.Write(b)
+	return err
+}
+
+func (l *link) flush(conn net.Conn, out *bufio.Writer, w *watch) error {
+	if out.Buffered() == 0 {
+		return nil
+	}
+	if err := conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	return w.sent()
+}
+
+// last sends what is queued when the transport closes: a leader that goes tells
+// who follows.
+func (l *link) last(conn net.Conn, out *bufio.Writer, w *watch) {
+	if err := conn.SetWriteDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		return
+	}
+	for items := l.take(); items != nil; items = l.take() {
+		for _, it := range items {
+			b, err := appendFrame(nil, it.kind, func(b []byte) ([]byte, error) {
+				if it.msg == nil {
+					return append(b, it.payload...), nil
+				}
+				return proto.MarshalOptions{}.MarshalAppend(b, it.msg)
+			})
+			if err != nil || write(out, b) != nil {
+				return
+			}
+		}
+	}
+	if out.Flush() == nil {
+		_ = w.sent()
+	}
+}
