@@ -65,9 +65,15 @@ test-etcd: build ## etcd's own tests on edged store: make test-etcd [SUITE=commo
 	bash test/etcd/build.sh test/etcd/work bin/edged
 	cd test/etcd && go run . -work work -suite '$(SUITE)' -focus '$(FOCUS)' $(if $(ALL),-all)
 
-.PHONY: cross
-cross: ## static binaries for every architecture
+.PHONY: cross cross-check
+cross: deps ## dist/: static binaries for every architecture, packages, SBOMs, checksums
 	bash .ci/cross.sh
+cross-check: deps ## build dist/ twice, the second time with nothing cached, and compare
+	bash .ci/cross-check.sh
+
+.PHONY: unit-arm
+unit-arm: ## unit tests of what can run under qemu-user, for arm64 and arm
+	bash .ci/unit-arm.sh
 
 .PHONY: clean
 clean: ## remove what was built

@@ -43,6 +43,7 @@ var layers = []struct {
 	{"runtime/...", []string{"runtime/...", "apiserver/registry/...", "internal/..."}},
 	{"net/...", []string{"net/...", "apiserver/registry/...", "internal/..."}},
 	{"cluster/...", []string{"cluster/...", "apiserver/registry/...", "internal/..."}},
+	{"buildroot/...", []string{"buildroot/...", "internal/..."}},
 	{"test/...", []string{"test/harness", "internal/..."}},
 	{"bench/...", []string{"test/harness", "internal/..."}},
 	{"examples/...", nil},

@@ -8,6 +8,7 @@
 #   arm64  gcc-aarch64-linux-gnu   libseccomp-dev:arm64
 #   armv7  gcc-arm-linux-gnueabihf libseccomp-dev:armhf
 #   armv6  gcc-arm-linux-gnueabi   libseccomp-dev:armel
+# or that libseccomp-dev unpacked below SYSROOT (.ci/cross-deps.sh).
 set -eu
 cd "$(dirname "$0")"
 host=$(go env GOHOSTARCH)
@@ -20,7 +21,8 @@ armv7) goarch=arm goarm=7 triple=arm-linux-gnueabihf ;;
 armv6) goarch=arm goarm=6 triple=arm-linux-gnueabi ;;
 *) echo "build.sh: unknown architecture $arch" >&2; exit 2 ;;
 esac
-if [ "$arch" = "$host" ]; then cc=${CC:-gcc}; else cc=$triple-gcc; fi
+sysroot=
+if [ "$arch" = "$host" ]; then cc=${CC:-gcc}; else cc=$triple-gcc sysroot=${SYSROOT:-}; fi
 command -v "$cc" >/dev/null || { echo "build.sh: $cc is missing: install the C compiler for $arch" >&2; exit 1; }
 
 out=$(mktemp -d)
@@ -32,7 +34,7 @@ flags="-trimpath -buildvcs=false -tags=grpcnotrace"
 env $target CGO_ENABLED=0 go build $flags -ldflags "-s -w -buildid=" -o "$out/shim" ../shim
 (
 	cd ../runc
-	env $target CGO_ENABLED=1 CC="$cc" PKG_CONFIG_LIBDIR="/usr/lib/$triple/pkgconfig:/usr/share/pkgconfig" \
+	env $target CGO_ENABLED=1 CC="$cc" PKG_CONFIG_SYSROOT_DIR="$sysroot" PKG_CONFIG_LIBDIR="$sysroot/usr/lib/$triple/pkgconfig:$sysroot/usr/share/pkgconfig" \
 		go build -trimpath -buildvcs=false -tags "seccomp netgo osusergo" \
 		-ldflags "-s -w -buildid= -extldflags '-static -Wl,--build-id=none'" \
 		-o "$out/runc" github.com/opencontainers/runc

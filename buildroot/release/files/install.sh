@@ -1,0 +1,37 @@
+#!/bin/sh
+# Installs edged from this folder, without a network: sh install.sh
+#   PREFIX   where the binary goes (default /usr/local)
+#   ROOT     install below this folder and start nothing
+set -eu
+cd "$(dirname "$0")"
+prefix=${PREFIX:-/usr/local} root=${ROOT:-}
+[ -n "$root" ] || [ "$(id -u)" = 0 ] || { echo "install.sh: must be root" >&2; exit 1; }
+
+mkdir -p "$root$prefix/bin" "$root/var/lib/edged/images" "$root/etc/edged"
+chmod 0700 "$root/var/lib/edged"
+# Beside, then renamed: a running daemon keeps its file until it restarts.
+cp edged "$root$prefix/bin/.edged.new"
+chmod 0755 "$root$prefix/bin/.edged.new"
+mv "$root$prefix/bin/.edged.new" "$root$prefix/bin/edged"
+for f in images/*; do
+	[ ! -f "$f" ] || cp "$f" "$root/var/lib/edged/images/"
+done
+[ ! -f config.yaml ] || [ -e "$root/etc/edged/config.yaml" ] || cp config.yaml "$root/etc/edged/config.yaml"
+
+if [ -d /run/systemd/system ] || [ -n "$root" ]; then
+	mkdir -p "$root/etc/systemd/system"
+	sed "s|@BIN@|$prefix/bin/edged|" edged.service >"$root/etc/systemd/system/edged.service"
+fi
+if [ -z "$root" ] && [ -d /run/systemd/system ]; then
+	systemctl daemon-reload
+	systemctl enable edged
+	systemctl restart edged
+elif [ -z "$root" ] && command -v openrc-run >/dev/null; then
+	sed "s|@BIN@|$prefix/bin/edged|" edged.openrc >/etc/init.d/edged
+	chmod 0755 /etc/init.d/edged
+	rc-update add edged default
+	rc-service edged restart
+elif [ -z "$root" ]; then
+	echo "install.sh: neither systemd nor OpenRC runs here: start \`$prefix/bin/edged run\` yourself" >&2
+fi
+echo "edged is installed in $root$prefix/bin"
