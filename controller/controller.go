@@ -42,6 +42,8 @@ import (
 	"edged/controller/gc"
 	"edged/controller/loop"
 	"edged/controller/namespace"
+	"edged/controller/node"
+	"edged/controller/podgc"
 	"edged/controller/replicaset"
 	"edged/controller/replicationcontroller"
 	"edged/controller/rootca"
@@ -63,8 +65,10 @@ type Config struct {
 	RootCA []byte
 	// ClusterDomain is the DNS domain of Services.
 	ClusterDomain string
-	Logger        *slog.Logger
-	Now           func() time.Time // nil: time.Now
+	// Liveness tells when a device was last heard of; nil for a lone device.
+	Liveness node.Liveness
+	Logger   *slog.Logger
+	Now      func() time.Time // nil: time.Now
 }
 
 // controllers is the table of what runs.
@@ -75,6 +79,8 @@ func controllers(cfg Config) map[string]loop.Run {
 		"endpoints":             endpoints.Run,
 		"endpointslice":         endpointslice.Run,
 		"gc":                    gc.Run,
+		"node":                  node.Run(cfg.Liveness),
+		"podgc":                 podgc.Run,
 		"namespace":             namespace.Run,
 		"replicaset":            replicaset.Run,
 		"replicationcontroller": replicationcontroller.Run,

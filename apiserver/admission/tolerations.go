@@ -9,8 +9,9 @@ import (
 )
 
 // notReadySeconds is how long a Pod stays on a device that is not ready or not
-// heard of, if the Pod does not say: upstream's five minutes.
-const notReadySeconds = 300
+// heard of, if the Pod does not say. Upstream has five minutes; who runs a box of
+// small devices wants its Pods back.
+const notReadySeconds = 10
 
 // defaultTolerations gives every Pod its patience with failing devices.
 type defaultTolerations struct{ admitOnly }

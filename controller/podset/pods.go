@@ -29,6 +29,20 @@ func Condition(pod *corev1.Pod, t corev1.PodConditionType) *corev1.PodCondition 
 	return nil
 }
 
+// SetCondition replaces the Pod's condition of that type. The time of the last
+// transition is kept when the status is the same.
+func SetCondition(pod *corev1.Pod, c corev1.PodCondition) {
+	old := Condition(pod, c.Type)
+	if old == nil {
+		pod.Status.Conditions = append(pod.Status.Conditions, c)
+		return
+	}
+	if old.Status == c.Status {
+		c.LastTransitionTime = old.LastTransitionTime
+	}
+	*old = c
+}
+
 // IsReady reports whether the Pod is ready.
 func IsReady(pod *corev1.Pod) bool {
 	c := Condition(pod, corev1.PodReady)

@@ -18,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/registry"
 	"edged/runtime/engine"
@@ -116,6 +117,11 @@ func (r *Reporter) Register(ctx context.Context) (*corev1.Node, error) {
 func (r *Reporter) Run(ctx context.Context) error {
 	t := time.NewTicker(lookEvery)
 	defer t.Stop()
+	defer r.nodes.Subscribe(func(e registry.Event[*corev1.Node]) {
+		if e.Object.Name == r.cfg.NodeName && doubted(e) {
+			r.Changed()
+		}
+	})()
 	for failing := false; ; {
 		err := r.report(ctx)
 		switch {
@@ -132,6 +138,14 @@ func (r *Reporter) Run(ctx context.Context) error {
 		case <-t.C:
 		}
 	}
+}
+
+// doubted says that the Node is gone, or that others say of this device what it
+// has to put right: it is there.
+func doubted(e registry.Event[*corev1.Node]) bool {
+	return e.Type == watch.Deleted || slices.ContainsFunc(e.Object.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
+	})
 }
 
 func (r *Reporter) report(ctx context.Context) error {

@@ -1,0 +1,23 @@
+// Package node says of each Node whether its device is heard of, keeps the
+// taints that follow from its conditions, and takes Pods off Nodes that they do
+// not tolerate.
+//
+// It is not the device's own report (runtime/nodestatus), which it overrides only
+// while the device is silent, and it hears nothing itself: Liveness tells when a
+// device was last heard of, from Raft's own traffic. No Lease is written for it.
+//
+// Types: Liveness is asked once a second while there is more than one device.
+// Health, Taints and Eviction are the decisions, functions of their arguments.
+//
+// Promises: a device that is silent for Grace is NotReady (Ready is Unknown) and
+// its Pods are not ready; Pods go when the time that they tolerate is over,
+// counted from the taint, so that a new leader does not begin anew. When half of
+// the devices or more are silent nothing is evicted: then it is rather the
+// network. At rest nothing is written.
+//
+// Goroutines: those of the loop.Queue and one that asks Liveness. May be imported
+// by: controller.
+//
+// Sources: k8s.io/kubernetes/pkg/controller/nodelifecycle and
+// pkg/controller/tainteviction for conditions, taints and words.
+package node

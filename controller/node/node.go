@@ -1,0 +1,238 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"edged/apiserver/registry"
+	"edged/apiserver/registry/recorder"
+	"edged/controller/loop"
+	"edged/controller/podset"
+)
+
+// Liveness tells when a device was last heard of. ok is false for a name that is
+// no device's; such a Node is left as whoever made it says it is. A nil Liveness
+// is of a lone device.
+type Liveness func(node string) (heard time.Time, ok bool)
+
+// listen is how often Liveness is asked.
+const listen = time.Second
+
+type controller struct {
+	env      loop.Env
+	liveness Liveness
+	nodes    registry.Client[*corev1.Node]
+	pods     registry.Client[*corev1.Pod]
+	events   *recorder.Recorder
+	eviction *recorder.Recorder
+	queue    *loop.Queue
+}
+
+// Run makes the controller.
+func Run(liveness Liveness) loop.Run {
+	return func(ctx context.Context, env loop.Env) error {
+		c := &controller{
+			env: env, liveness: liveness, nodes: registry.For[*corev1.Node](env.Registry), pods: registry.For[*corev1.Pod](env.Registry),
+			events: env.Events.Component("node-controller"), eviction: env.Events.Component("taint-eviction-controller"),
+		}
+		c.queue = loop.NewQueue(loop.Config{Name: "node", Reconcile: c.sync, Logger: env.Logger})
+		defer c.nodes.Subscribe(func(e registry.Event[*corev1.Node]) { c.queue.Add(e.Object.Name) })()
+		defer c.pods.Subscribe(func(e registry.Event[*corev1.Pod]) {
+			// Only a Pod that comes to a Node can have to leave it.
+			if e.Type != watch.Deleted && e.Object.Spec.NodeName != "" && (e.Old == nil || e.Old.Spec.NodeName == "") {
+				c.queue.Add(e.Object.Spec.NodeName)
+			}
+		})()
+		if liveness != nil {
+			stop := make(chan struct{})
+			go c.listen(ctx, stop)
+			defer func() { <-stop }()
+		}
+		return c.queue.Run(ctx)
+	}
+}
+
+// listen adds the Nodes whose devices fell silent, until ctx ends.
+func (c *controller) listen(ctx context.Context, stopped chan<- struct{}) {
+	defer close(stopped)
+	t := time.NewTicker(listen)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		for _, n := range c.nodes.List("") {
+			if c.silent(n.Name) && isKnown(n) {
+				c.queue.Add(n.Name)
+			}
+		}
+	}
+}
+
+// silent says whether a device is to be taken for gone.
+func (c *controller) silent(node string) bool {
+	if c.liveness == nil {
+		return false
+	}
+	heard, ok := c.liveness(node)
+	return ok && c.env.Now().Sub(heard) >= Grace
+}
+
+// isKnown says whether the Node's Ready is anything but Unknown.
+func isKnown(n *corev1.Node) bool {
+	for _, cond := range n.Status.Conditions {
+		if cond.Type == corev1.NodeReady {
+			return cond.Status != corev1.ConditionUnknown
+		}
+	}
+	return true
+}
+
+// majoritySilent says whether half of the devices or more are silent.
+func (c *controller) majoritySilent() bool {
+	devices, silent := 0, 0
+	for _, n := range c.nodes.List("") {
+		if c.liveness == nil {
+			return false
+		}
+		if _, ok := c.liveness(n.Name); !ok {
+			continue
+		}
+		devices++
+		if c.silent(n.Name) {
+			silent++
+		}
+	}
+	return devices > 1 && 2*silent >= devices
+}
+
+func (c *controller) sync(ctx context.Context, name string) (time.Duration, error) {
+	n, ok := c.nodes.Get("", name)
+	if !ok {
+		return 0, nil
+	}
+	if c.silent(name) {
+		if err := c.lose(ctx, n); err != nil {
+			return 0, err
+		}
+	}
+	if err := c.taint(ctx, name); err != nil {
+		return 0, err
+	}
+	return c.evict(ctx, name)
+}
+
+// lose says of a Node and of its Pods that nothing is heard of them.
+func (c *controller) lose(ctx context.Context, n *corev1.Node) error {
+	told := false
+	if isKnown(n) {
+		_, err := c.nodes.UpdateStatus(ctx, "", n.Name, func(n *corev1.Node) error {
+			told = false
+			heard, ok := c.liveness(n.Name)
+			if !ok {
+				return nil
+			}
+			n.Status.Conditions, told, _ = Health(n.Status.Conditions, heard, c.env.Now())
+			return nil
+		})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("mark node %s: %w", n.Name, err)
+		}
+	}
+	if told {
+		c.env.Logger.Warn("a device is not heard of any more", "node", n.Name)
+		c.events.Eventf(recorder.Reference("v1", "Node", n, ""), corev1.EventTypeNormal, "NodeNotReady", "Node %s status is now: NodeNotReady", n.Name)
+	}
+	for _, p := range c.pods.ByIndex(registry.IndexNode, n.Name) {
+		if !podset.IsReady(p) {
+			continue
+		}
+		if _, err := c.pods.UpdateStatus(ctx, p.Namespace, p.Name, func(p *corev1.Pod) error {
+			for i := range p.Status.Conditions {
+				if cond := &p.Status.Conditions[i]; cond.Type == corev1.PodReady && cond.Status == corev1.ConditionTrue {
+					cond.Status, cond.LastTransitionTime = corev1.ConditionFalse, metav1.NewTime(c.env.Now()).Rfc3339Copy()
+				}
+			}
+			return nil
+		}); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("mark pod %s/%s: %w", p.Namespace, p.Name, err)
+		}
+		c.events.Event(recorder.Reference("v1", "Pod", p, ""), corev1.EventTypeWarning, "NodeNotReady", "Node is not ready")
+	}
+	return nil
+}
+
+func (c *controller) taint(ctx context.Context, name string) error {
+	n, ok := c.nodes.Get("", name)
+	if !ok {
+		return nil
+	}
+	if _, changed := Taints(n, c.env.Now()); !changed {
+		return nil
+	}
+	_, err := c.nodes.Update(ctx, "", name, func(n *corev1.Node) error {
+		n.Spec.Taints, _ = Taints(n, c.env.Now())
+		return nil
+	})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("taint node %s: %w", name, err)
+	}
+	return nil
+}
+
+// evict deletes the Pods that may not stay, and returns when the next may not.
+func (c *controller) evict(ctx context.Context, name string) (again time.Duration, err error) {
+	n, ok := c.nodes.Get("", name)
+	if !ok {
+		return 0, nil
+	}
+	held := !isKnown(n) && c.majoritySilent()
+	for _, p := range c.pods.ByIndex(registry.IndexNode, name) {
+		evict, after := Eviction(p, n.Spec.Taints, c.env.Now())
+		if evict && held {
+			evict, after = false, Grace // looked at again when the others are back
+		}
+		if after > 0 && (again == 0 || after < again) {
+			again = after
+		}
+		if !evict {
+			continue
+		}
+		if err := c.delete(ctx, p); err != nil {
+			return again, err
+		}
+	}
+	return again, nil
+}
+
+func (c *controller) delete(ctx context.Context, p *corev1.Pod) error {
+	c.eviction.Eventf(recorder.Reference("v1", "Pod", p, ""), corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod %s/%s", p.Namespace, p.Name)
+	_, err := c.pods.UpdateStatus(ctx, p.Namespace, p.Name, func(cur *corev1.Pod) error {
+		if cur.UID != p.UID {
+			return nil
+		}
+		podset.SetCondition(cur, corev1.PodCondition{
+			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "DeletionByTaintManager",
+			Message: "Taint manager: deleting due to NoExecute taint", LastTransitionTime: metav1.NewTime(c.env.Now()).Rfc3339Copy(),
+		})
+		return nil
+	})
+	if err == nil {
+		err = c.pods.Delete(ctx, p.Namespace, p.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("take pod %s/%s off node %s: %w", p.Namespace, p.Name, p.Spec.NodeName, err)
+	}
+	return nil
+}

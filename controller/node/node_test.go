@@ -1,0 +1,235 @@
+package node_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"edged/apiserver/registry"
+	"edged/apiserver/registry/recorder"
+	"edged/apiserver/registry/registrytest"
+	"edged/controller/loop"
+	"edged/controller/node"
+)
+
+var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+func TestHealth(t *testing.T) {
+	ready := []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}, {Type: "Own", Status: corev1.ConditionTrue}}
+	if out, changed, again := node.Health(ready, noon.Add(-2*time.Second), noon); changed || again != 3*time.Second || len(out) != 2 {
+		t.Errorf("heard of 2 s ago: %v %v, again in %v", out, changed, again)
+	}
+	out, changed, _ := node.Health(ready, noon.Add(-5*time.Second), noon)
+	if !changed || out[0].Status != corev1.ConditionUnknown || out[0].Reason != "NodeStatusUnknown" || out[1].Status != corev1.ConditionTrue || len(out) != 5 {
+		t.Errorf("silent for 5 s: %v", out)
+	}
+	if ready[0].Status != corev1.ConditionTrue {
+		t.Error("the argument was changed")
+	}
+	if _, changed, _ := node.Health(out, noon.Add(-time.Minute), noon); changed {
+		t.Error("changed again")
+	}
+}
+
+func TestTaints(t *testing.T) {
+	added := metav1.NewTime(noon.Add(-time.Hour))
+	own := corev1.Taint{Key: "gpu", Effect: corev1.TaintEffectNoSchedule}
+	old := corev1.Taint{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoExecute, TimeAdded: &added}
+	for _, tt := range []struct {
+		name  string
+		ready corev1.ConditionStatus
+		disk  corev1.ConditionStatus
+		off   bool
+		has   []corev1.Taint
+		want  string
+	}{
+		{"ready", "True", "False", false, nil, "false []"},
+		{"ready, own taint", "True", "False", false, []corev1.Taint{own}, "false [gpu:NoSchedule]"},
+		{"ready again", "True", "False", false, []corev1.Taint{own, old}, "true [gpu:NoSchedule]"},
+		{"silent", "Unknown", "False", false, []corev1.Taint{own}, "true [gpu:NoSchedule node.kubernetes.io/unreachable:NoSchedule node.kubernetes.io/unreachable:NoExecute]"},
+		{"still silent", "Unknown", "False", false, []corev1.Taint{old, {Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoSchedule}}, "false [node.kubernetes.io/unreachable:NoExecute node.kubernetes.io/unreachable:NoSchedule]"},
+		{"not ready, was silent", "False", "False", false, []corev1.Taint{old}, "true [node.kubernetes.io/not-ready:NoSchedule node.kubernetes.io/not-ready:NoExecute]"},
+		{"disk full", "True", "True", false, nil, "true [node.kubernetes.io/disk-pressure:NoSchedule]"},
+		{"cordoned", "True", "False", true, nil, "true [node.kubernetes.io/unschedulable:NoSchedule]"},
+	} {
+		n := &corev1.Node{Spec: corev1.NodeSpec{Taints: tt.has, Unschedulable: tt.off}}
+		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: tt.ready}, {Type: corev1.NodeDiskPressure, Status: tt.disk}}
+		out, changed := node.Taints(n, noon)
+		var keys []string
+		for _, x := range out {
+			keys = append(keys, x.Key+":"+string(x.Effect))
+			if x.Key == old.Key && x.Effect == old.Effect && slices.Contains(tt.has, old) && !x.TimeAdded.Equal(&added) {
+				t.Errorf("%s: the clock of the taint began anew", tt.name)
+			}
+		}
+		if got := fmt.Sprint(changed, " ", keys); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestEviction(t *testing.T) {
+	unreachable := corev1.Taint{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoExecute, TimeAdded: &metav1.Time{Time: noon.Add(-4 * time.Second)}}
+	bears := func(seconds *int64) corev1.Toleration {
+		return corev1.Toleration{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: seconds}
+	}
+	for _, tt := range []struct {
+		name        string
+		tolerations []corev1.Toleration
+		taints      []corev1.Taint
+		started     time.Time
+		deleted     bool
+		want        string
+	}{
+		{name: "no taint", want: "false 0s"},
+		{name: "bears nothing", taints: []corev1.Taint{unreachable}, want: "true 0s"},
+		{name: "bears it for ever", tolerations: []corev1.Toleration{bears(nil)}, taints: []corev1.Taint{unreachable}, want: "false 0s"},
+		{name: "for ten seconds", tolerations: []corev1.Toleration{bears(ptr.To[int64](10))}, taints: []corev1.Taint{unreachable}, want: "false 6s"},
+		{name: "the shorter of two", tolerations: []corev1.Toleration{bears(ptr.To[int64](10)), bears(ptr.To[int64](7))}, taints: []corev1.Taint{unreachable}, want: "false 3s"},
+		{name: "the time is over", tolerations: []corev1.Toleration{bears(ptr.To[int64](3))}, taints: []corev1.Taint{unreachable}, want: "true 0s"},
+		{name: "not at all", tolerations: []corev1.Toleration{bears(ptr.To[int64](0))}, taints: []corev1.Taint{unreachable}, want: "true 0s"},
+		{name: "came after the taint", tolerations: []corev1.Toleration{bears(ptr.To[int64](10))}, taints: []corev1.Taint{unreachable}, started: noon.Add(-time.Second), want: "false 9s"},
+		{name: "NoSchedule only", taints: []corev1.Taint{{Key: "x", Effect: corev1.TaintEffectNoSchedule}}, want: "false 0s"},
+		{name: "one of two", tolerations: []corev1.Toleration{bears(nil)}, taints: []corev1.Taint{unreachable, {Key: "x", Effect: corev1.TaintEffectNoExecute}}, want: "true 0s"},
+		{name: "on its way already", taints: []corev1.Taint{unreachable}, deleted: true, want: "false 0s"},
+	} {
+		p := &corev1.Pod{Spec: corev1.PodSpec{Tolerations: tt.tolerations}}
+		if !tt.started.IsZero() {
+			p.Status.StartTime = &metav1.Time{Time: tt.started}
+		}
+		if tt.deleted {
+			p.DeletionTimestamp = &metav1.Time{Time: noon}
+		}
+		evict, after := node.Eviction(p, tt.taints, noon)
+		if got := fmt.Sprint(evict, " ", after); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+// fleet is a cluster of devices that fall silent when told.
+type fleet struct {
+	t   *testing.T
+	reg *registry.Registry
+
+	mu     sync.Mutex
+	silent map[string]time.Time
+}
+
+func newFleet(t *testing.T, devices int) *fleet {
+	f := &fleet{t: t, reg: registrytest.New(t), silent: map[string]time.Time{}}
+	for i := range devices {
+		_, err := registry.For[*corev1.Node](f.reg).Create(t.Context(), &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("d%d", i)},
+			Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.pod(fmt.Sprintf("p%d", i), fmt.Sprintf("d%d", i))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	run := node.Run(func(name string) (time.Time, bool) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if at, ok := f.silent[name]; ok {
+			return at, true
+		}
+		return time.Now(), true
+	})
+	go func() {
+		done <- run(ctx, loop.Env{Registry: f.reg, Events: recorder.New(f.reg, "test", "", nil), Logger: slog.New(slog.DiscardHandler), Now: time.Now})
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return f
+}
+
+func (f *fleet) pod(name, on string) {
+	f.t.Helper()
+	seconds := int64(0)
+	_, err := registry.For[*corev1.Pod](f.reg).Create(f.t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"},
+		Spec: corev1.PodSpec{
+			NodeName: on, Containers: []corev1.Container{{Name: "c", Image: "i"}}, TerminationGracePeriodSeconds: &seconds,
+			Tolerations: []corev1.Toleration{{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr.To[int64](1)}},
+		},
+	})
+	if err == nil {
+		_, err = registry.For[*corev1.Pod](f.reg).UpdateStatus(f.t.Context(), "default", name, func(p *corev1.Pod) error {
+			p.Status.Phase = corev1.PodRunning
+			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+			return nil
+		})
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// quiet makes a device silent since before the grace period.
+func (f *fleet) quiet(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.silent[name] = time.Now().Add(-2 * node.Grace)
+}
+
+func (f *fleet) await(what string, cond func() bool) {
+	f.t.Helper()
+	for end := time.Now().Add(20 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			f.t.Fatalf("timed out: %s\n%v", what, registry.For[*corev1.Node](f.reg).List(""))
+		}
+	}
+}
+
+func (f *fleet) ready(name string) corev1.ConditionStatus {
+	n, _ := registry.For[*corev1.Node](f.reg).Get("", name)
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status
+		}
+	}
+	return ""
+}
+
+func (f *fleet) podGone(name string) bool {
+	p, ok := registry.For[*corev1.Pod](f.reg).Get("default", name)
+	return !ok || p.DeletionTimestamp != nil
+}
+
+func TestSilentDeviceLosesItsPods(t *testing.T) {
+	f := newFleet(t, 3)
+	f.quiet("d1")
+	f.await("d1 is not heard of", func() bool { return f.ready("d1") == corev1.ConditionUnknown })
+	f.await("its Pod is taken off", func() bool { return f.podGone("p1") })
+	if f.podGone("p0") || f.podGone("p2") || f.ready("d0") != corev1.ConditionTrue {
+		t.Error("others are touched")
+	}
+}
+
+func TestNothingIsEvictedWhenHalfAreSilent(t *testing.T) {
+	f := newFleet(t, 4)
+	f.quiet("d1")
+	f.quiet("d2")
+	f.await("both are not heard of", func() bool {
+		return f.ready("d1") == corev1.ConditionUnknown && f.ready("d2") == corev1.ConditionUnknown
+	})
+	f.await("their Pods are not ready", func() bool {
+		p, _ := registry.For[*corev1.Pod](f.reg).Get("default", "p1")
+		return p.Status.Conditions[0].Status == corev1.ConditionFalse
+	})
+	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // longer than they tolerate
+		if f.podGone("p1") || f.podGone("p2") {
+			t.Fatal("a Pod was evicted")
+		}
+	}
+}
