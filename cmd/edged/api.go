@@ -29,7 +29,7 @@ import (
 )
 
 // ports are the sockets that the device listens on.
-type ports struct{ api, kubelet, control net.Listener }
+type ports struct{ api, kubelet, control, etcd net.Listener }
 
 func listen(c *config) (p ports, err error) {
 	if p.api, err = net.Listen("tcp", c.apiListen); err != nil {
@@ -37,6 +37,11 @@ func listen(c *config) (p ports, err error) {
 	}
 	if p.kubelet, err = net.Listen("tcp", c.kubeletListen); err != nil {
 		return p, errors.Join(fmt.Errorf("--kubelet-listen: %w", err), p.close())
+	}
+	if c.etcdListen != "" {
+		if p.etcd, err = net.Listen("tcp", c.etcdListen); err != nil {
+			return p, errors.Join(fmt.Errorf("--etcd-listen: %w", err), p.close())
+		}
 	}
 	if p.control, err = listenControl(c.runDir); err != nil {
 		return p, errors.Join(err, p.close())
@@ -46,7 +51,7 @@ func listen(c *config) (p ports, err error) {
 
 func (p ports) close() error {
 	var errs []error
-	for _, l := range []net.Listener{p.api, p.kubelet, p.control} {
+	for _, l := range []net.Listener{p.api, p.kubelet, p.control, p.etcd} {
 		if l == nil {
 			continue
 		}
@@ -124,13 +129,14 @@ func (d *device) readiness() error {
 	return nil
 }
 
-// serve starts the device's three servers; each ends with ctx.
+// serve starts the device's servers; each ends with ctx.
 func (d *device) serve(ctx context.Context, g *errgroup.Group) {
 	mux := http.NewServeMux()
 	d.controlHandlers(mux)
 	d.serveOn(ctx, g, d.ports.control, &http.Server{Handler: mux}, false)
 	d.serveOn(ctx, g, d.ports.api, &http.Server{Handler: d.api}, true)
 	d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.guard(&d.node)}, true)
+	d.serveEtcd(ctx, g)
 }
 
 func (d *device) serveOn(ctx context.Context, g *errgroup.Group, l net.Listener, srv *http.Server, secure bool) {

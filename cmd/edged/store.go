@@ -67,12 +67,12 @@ type storeServer struct {
 	api   *etcdapi.Server
 }
 
-// listener is a port and whether it is spoken to in TLS.
+// listener is a port and what is spoken on it.
 type listener struct {
 	net.Listener
-	url      string
-	tls      bool
-	httpOnly bool
+	host       string
+	plain, tls bool
+	httpOnly   bool
 }
 
 func (s *storeServer) run(ctx context.Context) (err error) {
@@ -123,7 +123,7 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 			if l.httpOnly {
 				return s.api.ServeHTTP(l.Listener, conf)
 			}
-			return s.api.Serve(l.Listener, conf)
+			return s.api.Serve(l.Listener, l.plain || conf == nil, conf)
 		})
 	}
 	g.Go(func() error { return s.compact(ctx) })
@@ -148,15 +148,14 @@ func (s *storeServer) open(ctx context.Context) (*raftstore.Store, error) {
 	})
 }
 
-func (s *storeServer) listen() ([]listener, error) {
-	var out []listener
+func (s *storeServer) listen() ([]*listener, error) {
+	var out []*listener
 	add := func(flag string, urls []string, httpOnly bool) error {
 		for _, u := range urls {
-			l, secure, err := listenURL(u)
-			if err != nil {
+			var err error
+			if out, err = addListener(out, u, httpOnly); err != nil {
 				return fmt.Errorf("--%s: %w", flag, err)
 			}
-			out = append(out, listener{l, u, secure, httpOnly})
 		}
 		return nil
 	}
@@ -176,24 +175,36 @@ func (s *storeServer) listen() ([]listener, error) {
 	return out, nil
 }
 
-func listenURL(s string) (l net.Listener, secure bool, err error) {
+// addListener listens on a URL. Two URLs may differ in nothing but whether TLS
+// is spoken: then it is both on one port.
+func addListener(all []*listener, s string, httpOnly bool) ([]*listener, error) {
 	u, err := url.Parse(s)
 	if err != nil {
-		return nil, false, err
+		return all, err
+	}
+	secure := u.Scheme == "https" || u.Scheme == "unixs"
+	l := &listener{host: u.Host + u.Path, plain: !secure, tls: secure, httpOnly: httpOnly}
+	for _, other := range all {
+		if other.host == l.host && other.httpOnly == httpOnly {
+			other.plain, other.tls = other.plain || l.plain, other.tls || l.tls
+			return all, nil
+		}
 	}
 	switch u.Scheme {
 	case "http", "https":
-		l, err = net.Listen("tcp", u.Host)
+		l.Listener, err = net.Listen("tcp", u.Host)
 	case "unix", "unixs":
-		path := u.Host + u.Path
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, false, err
+		if err := os.Remove(l.host); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return all, err
 		}
-		l, err = net.Listen("unix", path)
+		l.Listener, err = net.Listen("unix", l.host)
 	default:
-		return nil, false, fmt.Errorf("%s: want http, https, unix or unixs", s)
+		err = fmt.Errorf("%s: want http, https, unix or unixs", s)
 	}
-	return l, u.Scheme == "https" || u.Scheme == "unixs", err
+	if err != nil {
+		return all, err
+	}
+	return append(all, l), nil
 }
 
 // compact forgets history as --auto-compaction-retention says, on the member

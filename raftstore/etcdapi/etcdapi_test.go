@@ -59,7 +59,7 @@ func serve(t *testing.T, conf raftstore.Config, api etcdapi.Config) *served {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- srv.Serve(l, nil) }()
+	go func() { ended <- srv.Serve(l, true, nil) }()
 	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -27,6 +29,7 @@ func (s *Server) handler() http.Handler {
 		"non_learner":       s.checkVotes,
 	})
 	mux.HandleFunc("/version", s.serveVersion)
+	mux.HandleFunc("/debug/vars", serveVars)
 	if s.cfg.Metrics != nil {
 		mux.Handle("/metrics", s.cfg.Metrics)
 	}
@@ -69,6 +72,16 @@ func (s *Server) serveVersion(w http.ResponseWriter, r *http.Request) {
 		Cluster string `json:"etcdcluster"`
 		Storage string `json:"storage"`
 	}{Version, cluster, clusterVersion})
+}
+
+// serveVars answers with what Go's expvar has by default.
+func serveVars(w http.ResponseWriter, r *http.Request) {
+	if !getOnly(w, r) {
+		return
+	}
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	writeJSON(w, map[string]any{"cmdline": os.Args, "memstats": mem})
 }
 
 type check func(context.Context) error

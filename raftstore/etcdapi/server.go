@@ -33,6 +33,8 @@ const (
 	// firstBytes is how long a connection may take to say what it speaks.
 	firstBytes = 10 * time.Second
 	preface    = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	// tlsHandshake is the first byte of a client that speaks TLS.
+	tlsHandshake = 0x16
 )
 
 // Config says what is served and how.
@@ -143,16 +145,17 @@ func (s *Server) header() *pb.ResponseHeader {
 
 func (s *Server) headerAt(rev int64) *pb.ResponseHeader { return s.store.Header(rev) }
 
-// Serve accepts connections on l until Close. With conf they are TLS. It does
-// not return before l fails or the server is closed, then with nil.
-func (s *Server) Serve(l net.Listener, conf *tls.Config) error {
+// Serve accepts connections on l until Close: plain ones if plain is set, and
+// TLS with conf if that is not nil. It does not return before l fails or the
+// server is closed, then with nil.
+func (s *Server) Serve(l net.Listener, plain bool, conf *tls.Config) error {
 	if !s.own(l) {
 		return nil
 	}
-	if conf != nil {
+	if !plain {
 		return s.ended(s.serveTLS(l, conf))
 	}
-	return s.ended(s.servePlain(l))
+	return s.ended(s.servePlain(l, conf))
 }
 
 // ServeHTTP serves the HTTP half alone: a port for metrics and health.
@@ -204,23 +207,34 @@ func (s *Server) serveTLS(l net.Listener, conf *tls.Config) error {
 	return srv.ServeTLS(l, "", "")
 }
 
-// servePlain gives each connection to gRPC or to HTTP/1, by its first bytes.
-func (s *Server) servePlain(l net.Listener) error {
-	forGRPC, forHTTP := newQueue(l.Addr()), newQueue(l.Addr())
-	if !s.own(forGRPC) || !s.own(forHTTP) {
-		return nil
+// queues are where the connections of a port go that speaks more than one
+// language.
+type queues struct{ grpc, http, tls *queueListener }
+
+// servePlain gives each connection to gRPC, to HTTP/1 or, if there is a conf, to
+// TLS, by its first bytes.
+func (s *Server) servePlain(l net.Listener, conf *tls.Config) error {
+	q := queues{grpc: newQueue(l.Addr()), http: newQueue(l.Addr()), tls: newQueue(l.Addr())}
+	for _, x := range []*queueListener{q.grpc, q.http, q.tls} {
+		defer x.Close()
+		if !s.own(x) {
+			return nil
+		}
 	}
 	// They return when their queue is closed.
-	s.running.Go(func() { s.report(s.grpc.Serve(forGRPC)) })
-	s.running.Go(func() { s.report(s.http.Serve(forHTTP)) })
+	s.running.Go(func() { s.report(s.grpc.Serve(q.grpc)) })
+	s.running.Go(func() { s.report(s.http.Serve(q.http)) })
+	if conf != nil {
+		s.running.Go(func() { s.report(s.serveTLS(q.tls, conf)) })
+	} else {
+		q.tls.Close() // turns away who speaks TLS
+	}
 	for {
 		conn, err := l.Accept()
 		if err != nil {
-			forGRPC.Close()
-			forHTTP.Close()
 			return err
 		}
-		s.running.Go(func() { s.sort(conn, forGRPC, forHTTP) })
+		s.running.Go(func() { q.sort(conn) })
 	}
 }
 
@@ -230,7 +244,7 @@ func (s *Server) report(err error) {
 	}
 }
 
-func (s *Server) sort(conn net.Conn, forGRPC, forHTTP *queueListener) {
+func (q queues) sort(conn net.Conn) {
 	if err := conn.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
 		conn.Close()
 		return
@@ -246,10 +260,13 @@ func (s *Server) sort(conn net.Conn, forGRPC, forHTTP *queueListener) {
 		return
 	}
 	c := &peeked{Conn: conn, r: r}
-	if string(head) == preface[:3] {
-		forGRPC.put(c)
-	} else {
-		forHTTP.put(c)
+	switch {
+	case string(head) == preface[:3]:
+		q.grpc.put(c)
+	case head[0] == tlsHandshake:
+		q.tls.put(c)
+	default:
+		q.http.put(c)
 	}
 }
 

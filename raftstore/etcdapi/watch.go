@@ -174,11 +174,14 @@ func (w *watchStream) compacted(x *watch) error {
 
 func (w *watchStream) deliver(x *watch, batch mvcc.Batch) error {
 	events := make([]*mvccpb.Event, 0, len(batch.Events))
+	_, compacted := w.store.Revision()
 	for _, e := range batch.Events {
 		if x.noPut && e.Type == mvccpb.Event_PUT || x.noDelete && e.Type == mvccpb.Event_DELETE {
 			continue
 		}
-		if !x.prevKV && e.PrevKv != nil {
+		// As in etcd, what was before a compacted revision is not told, although
+		// it may still be in memory: clients take it for a reason to start anew.
+		if e.PrevKv != nil && (!x.prevKV || e.Kv.ModRevision-1 < compacted) {
 			e = &mvccpb.Event{Type: e.Type, Kv: e.Kv} // events are shared
 		}
 		events = append(events, e)

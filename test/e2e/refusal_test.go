@@ -38,7 +38,7 @@ func refused(t *testing.T, d *harness.Device, code int, args ...string) string {
 func TestRefusals(t *testing.T) {
 	d := sharedDevice()
 	fresh := func(t *testing.T) string { return filepath.Join(t.TempDir(), "data") }
-	otherPorts := []string{"--api-listen", "127.0.0.1:7443", "--kubelet-listen", "127.0.0.1:7250"}
+	otherPorts := []string{"--api-listen", "127.0.0.1:7443", "--kubelet-listen", "127.0.0.1:7250", "--etcd-listen", "127.0.0.1:7379"}
 
 	t.Run("data-dir in use", func(t *testing.T) {
 		got := refused(t, d, 1, append(otherPorts, "--data-dir", d.DataDir(), "--run-dir", t.TempDir())...)
@@ -46,7 +46,7 @@ func TestRefusals(t *testing.T) {
 			t.Error(got)
 		}
 	})
-	for _, flag := range []struct{ name, addr string }{{"--api-listen", "0.0.0.0:6443"}, {"--kubelet-listen", "0.0.0.0:10250"}} {
+	for _, flag := range []struct{ name, addr string }{{"--api-listen", "0.0.0.0:6443"}, {"--kubelet-listen", "0.0.0.0:10250"}, {"--etcd-listen", "127.0.0.1:2379"}} {
 		t.Run(flag.name+" in use", func(t *testing.T) {
 			data := fresh(t)
 			args := append([]string{}, otherPorts...)
