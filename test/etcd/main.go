@@ -207,7 +207,7 @@ func (r *runner) inNamespace(ctx context.Context, t test, ns string) ([]byte, er
 	}
 	cmd := exec.CommandContext(ctx, "ip", args...)
 	cmd.Dir = r.dir(t.suite)
-	cmd.Env = append(os.Environ(), "EDGED_STORE_BIN="+filepath.Join(r.bin, "etcd"), "ETCDCTL_API=3")
+	cmd.Env = append(os.Environ(), "EDGED_STORE_BIN="+filepath.Join(r.bin, "etcd"))
 	cmd.WaitDelay = 5 * time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
