@@ -101,10 +101,7 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 		}
 	}()
 	if s.store, err = s.open(ctx); err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
+		return endOf(ctx, err)
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }()
 	s.api = etcdapi.New(etcdapi.Config{
@@ -138,14 +135,37 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 	return g.Wait()
 }
 
+// open opens the store with its port for members, which the store then owns.
 func (s *storeServer) open(ctx context.Context) (*raftstore.Store, error) {
 	c := s.cfg
-	return raftstore.Open(ctx, raftstore.Config{
-		Dir: filepath.Join(c.dataDir, "member"), Name: c.name, Logger: s.log,
-		PeerURLs: c.advertisePeer, ClientURLs: c.advertiseClient,
+	network, err := s.network()
+	if err != nil {
+		return nil, err
+	}
+	conf := raftstore.Config{
+		Dir: filepath.Join(c.dataDir, "member"), Name: c.name, Logger: s.log, Network: network,
+		PeerURLs: c.advertisePeer, ClientURLs: c.advertiseClient, InitialCluster: c.founders, Join: c.initialState == "existing", Token: c.initialToken,
 		MaxTxnOps: c.maxTxnOps, MaxRequestBytes: c.maxRequestBytes, Quota: c.quotaBytes(),
 		AuthToken: c.authToken, AuthTokenTTL: time.Duration(c.authTokenTTL) * time.Second, BcryptCost: c.bcryptCost,
-	})
+		Tick: time.Duration(c.heartbeatMillis) * time.Millisecond, ElectionTicks: int(c.electionMillis / c.heartbeatMillis),
+		CommitEntries: c.snapshotCount, CatchUpEntries: c.catchUp, MaxLearners: c.maxLearners, StrictReconfig: c.strictReconfig,
+	}
+	if c.features["LeaseCheckpoint"] {
+		conf.LeaseCheckpoint = leaseCheckpoint
+	}
+	st, err := raftstore.Open(ctx, conf)
+	if err != nil {
+		return nil, errors.Join(err, closed(network.Listener))
+	}
+	return st, nil
+}
+
+// closed closes a listener that may be closed already.
+func closed(l net.Listener) error {
+	if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 func (s *storeServer) listen() ([]*listener, error) {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"edged/raftstore"
 )
 
 // storeConfig is what `edged store` is told, in etcd's flags.
@@ -26,7 +28,7 @@ type storeConfig struct {
 	heartbeatMillis, electionMillis            uint
 	quota                                      int64
 	maxRequestBytes, maxTxnOps, maxLearners    int
-	catchUp                                    uint64
+	catchUp, snapshotCount                     uint64
 	strictReconfig, preVote, forceNew, gateway bool
 	compactionMode, compactionRetention        string
 	authToken                                  string
@@ -42,6 +44,7 @@ type storeConfig struct {
 	featureGates                               string
 	features                                   map[string]bool
 	ignored                                    []string
+	founders                                   []raftstore.InitialMember
 }
 
 // meaningless are etcd's flags for what the store does not have: a second
@@ -60,13 +63,13 @@ var meaningless = map[string]string{
 	"enable-log-rotation": "bool", "log-rotation-config-json": "string", "enable-pprof": "bool", "experimental-peer-skip-client-san-verification": "bool",
 	"initial-election-tick-advance": "bool", "max-snapshots": "uint", "max-wals": "uint", "memory-mlock": "bool", "metrics": "string",
 	"raft-read-timeout": "duration", "raft-write-timeout": "duration", "socket-reuse-address": "bool", "socket-reuse-port": "bool",
-	"snapshot-count": "uint64", "unsafe-no-fsync": "bool", "v2-deprecation": "string", "wal-dir": "string",
+	"unsafe-no-fsync": "bool", "v2-deprecation": "string", "wal-dir": "string",
 	"warning-apply-duration": "duration", "warning-unary-request-duration": "duration", "lease-checkpoint": "bool",
 	"self-signed-cert-validity": "uint", "tls-max-version": "string",
 }
 
 // quiet are those of them that nobody who sets them loses anything by.
-var quiet = []string{"snapshot-count", "metrics", "enable-pprof", "initial-election-tick-advance", "max-snapshots", "max-wals", "log-rotation-config-json"}
+var quiet = []string{"metrics", "enable-pprof", "initial-election-tick-advance", "max-snapshots", "max-wals", "log-rotation-config-json"}
 
 const (
 	defaultStoreQuota = 2 << 30
@@ -93,6 +96,7 @@ func (c *storeConfig) flags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.maxRequestBytes, "max-request-bytes", 3<<19, "`bytes` that a request may have")
 	fs.IntVar(&c.maxTxnOps, "max-txn-ops", 128, "`operations` that a transaction may have")
 	fs.IntVar(&c.maxLearners, "max-learners", 1, "`members` without a vote that there may be")
+	fs.Uint64Var(&c.snapshotCount, "snapshot-count", 10000, "`entries` after which the applied state is written")
 	fs.Uint64Var(&c.catchUp, "snapshot-catchup-entries", 5000, "`entries` kept for members that lag behind")
 	fs.BoolVar(&c.strictReconfig, "strict-reconfig-check", true, "refuse changes of members that would lose the quorum")
 	fs.BoolVar(&c.preVote, "pre-vote", true, "ask before an election whether it can be won; always on")
@@ -108,7 +112,7 @@ func (c *storeConfig) flags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.keepaliveInterval, "grpc-keepalive-interval", 2*time.Hour, "`duration` between pings of clients")
 	fs.DurationVar(&c.keepaliveTimeout, "grpc-keepalive-timeout", 20*time.Second, "`duration` before a silent client is given up")
 	fs.Uint32Var(&c.maxStreams, "max-concurrent-streams", 0, "`streams` that a client may have (0: no bound)")
-	fs.StringVar(&c.featureGates, "feature-gates", "", "`name=bool,...`; known: StopGRPCServiceOnDefrag")
+	fs.StringVar(&c.featureGates, "feature-gates", "", "`name=bool,...`; known: StopGRPCServiceOnDefrag, LeaseCheckpoint")
 	fs.StringVar(&c.logger, "logger", "zap", "`zap`")
 	fs.StringVar(&c.level, "log-level", "info", "debug, info, warn, error, panic or fatal")
 	fs.StringVar(&c.logFormat, "log-format", "json", "`json`")
@@ -210,6 +214,9 @@ func (c *storeConfig) validate(fs *pflag.FlagSet) error {
 	if _, _, err := c.parseRetention(); err != nil {
 		return misusef("--auto-compaction-retention: %w", err)
 	}
+	if err := c.parseCluster(); err != nil {
+		return misusef("--initial-cluster: %w", err)
+	}
 	c.features = map[string]bool{}
 	for _, f := range strings.Split(c.featureGates, ",") {
 		name, on, found := strings.Cut(f, "=")
@@ -221,6 +228,36 @@ func (c *storeConfig) validate(fs *pflag.FlagSet) error {
 			return misusef("--feature-gates: %s: %w", f, err)
 		}
 		c.features[name] = v
+	}
+	return nil
+}
+
+// parseCluster reads the founders. A name may come more than once: with another
+// URL each time.
+func (c *storeConfig) parseCluster() error {
+	if c.initialCluster == "" {
+		c.founders = []raftstore.InitialMember{{Name: c.name, PeerURLs: c.advertisePeer}}
+		return nil
+	}
+	found := false
+	for _, item := range strings.Split(c.initialCluster, ",") {
+		name, u, ok := strings.Cut(item, "=")
+		if !ok {
+			return fmt.Errorf("%q is not name=URL", item)
+		}
+		if err := checkURL(u); err != nil {
+			return err
+		}
+		found = found || name == c.name
+		i := slices.IndexFunc(c.founders, func(m raftstore.InitialMember) bool { return m.Name == name })
+		if i < 0 {
+			c.founders = append(c.founders, raftstore.InitialMember{Name: name})
+			i = len(c.founders) - 1
+		}
+		c.founders[i].PeerURLs = append(c.founders[i].PeerURLs, u)
+	}
+	if !found {
+		return fmt.Errorf("couldn't find local name %q in the initial cluster configuration", c.name)
 	}
 	return nil
 }
