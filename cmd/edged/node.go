@@ -19,6 +19,7 @@ import (
 	"edged/net/bridge"
 	"edged/net/mesh"
 	"edged/net/nft"
+	"edged/net/policy"
 	"edged/net/proxy"
 	"edged/runtime/agent"
 	"edged/runtime/engine"
@@ -88,11 +89,11 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return fmt.Errorf("the Node %s has podCIDR %q: %w", c.nodeName, node.Spec.PodCIDR, err)
 	}
-	br, err := d.openNetwork(ctx, g, p, podCIDR)
+	nw, err := d.openNetwork(ctx, g, p, podCIDR)
 	if err != nil {
 		return endOf(ctx, err)
 	}
-	if err := d.runAgent(ctx, g, p, br, status); err != nil {
+	if err := d.runAgent(ctx, g, p, nw, status); err != nil {
 		return endOf(ctx, err)
 	}
 	if err := d.importImages(ctx); err != nil {
@@ -112,7 +113,7 @@ func taints(c *config) (out []corev1.Taint) {
 
 // openNetwork makes the bridge and starts the ways to other devices, the proxy
 // and DNS.
-func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, podCIDR netip.Prefix) (*bridge.Bridge, error) {
+func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, podCIDR netip.Prefix) (network, error) {
 	c := d.cfg
 	table := nft.Open()
 	d.onClose(table.Close)
@@ -131,14 +132,14 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 		Table: table, Conntrack: tracker, Logger: d.log,
 	})
 	if err != nil {
-		return nil, err
+		return network{}, err
 	}
 	br, err := bridge.New(bridge.Config{
 		PodCIDRs: prefixes(podCIDR), ServiceCIDRs: prefixes(c.parsed.serviceCIDR), HostAddrs: []netip.Addr{c.parsed.clusterDNS},
 		StateDir: p.bridge(), Logger: d.log, HostPorts: func(m []bridge.PortMapping) { px.SetHostPorts(hostPorts(m)) },
 	})
 	if err != nil {
-		return nil, err
+		return network{}, err
 	}
 	d.onClose(br.Close)
 	ways, err := mesh.New(mesh.Config{
@@ -146,10 +147,12 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 		SetMTU: br.SetMTU, Table: table, Logger: d.log,
 	})
 	if err != nil {
-		return nil, err
+		return network{}, err
 	}
 	d.onClose(ways.Close)
 	g.Go(func() error { return ways.Run(ctx, d.registry) })
+	rules := policy.New(policy.Config{NodeName: c.nodeName, Table: table, Local: br.Attached, Logger: d.log})
+	g.Go(func() error { return rules.Run(ctx, d.registry) })
 	g.Go(func() error { return px.Run(ctx, d.registry) })
 	g.Go(func() error { return d.runDNS(ctx, px) })
 	g.Go(func() error {
@@ -166,7 +169,7 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 			}
 		}
 	})
-	return br, nil
+	return network{br, rules}, nil
 }
 
 func hostPorts(m []bridge.PortMapping) []proxy.HostPort {
@@ -178,7 +181,7 @@ func hostPorts(m []bridge.PortMapping) []proxy.HostPort {
 }
 
 // runAgent starts the node agent and opens the kubelet API.
-func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, br *bridge.Bridge, status *nodestatus.Reporter) error {
+func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw network, status *nodestatus.Reporter) error {
 	c := d.cfg
 	boxes, err := sandbox.New(p.sandboxes())
 	if err != nil {
@@ -195,9 +198,9 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, br *b
 	g.Go(func() error { return events.Run(ctx) })
 	ag := agent.New(agent.Config{
 		NodeName: c.nodeName, Registry: d.registry, Events: d.engine, Logger: d.log,
-		Leftovers: []agent.Leftovers{keepers{boxes, volumes, br}},
+		Leftovers: []agent.Leftovers{keepers{boxes, volumes, nw.br}},
 		Device: &pod.Device{
-			Engine: d.engine, Volumes: volumes, Network: network{br}, Images: image.New(image.Config{Engine: d.engine, HostsDir: "/etc/containerd/certs.d"}),
+			Engine: d.engine, Volumes: volumes, Network: nw, Images: image.New(image.Config{Engine: d.engine, HostsDir: "/etc/containerd/certs.d"}),
 			Sandboxes: boxes, Objects: objects, Auth: objects.PullAuth,
 			Event: func(p *corev1.Pod, container, eventType, reason, message string) {
 				field := ""
@@ -255,8 +258,12 @@ func (t tokens) RequestToken(ctx context.Context, ns, account string, req *authe
 	return t.d.access.tokens.TokenRequest(ctx, ns, account, req)
 }
 
-// network is the bridge as runtime/pod sees it.
-type network struct{ br *bridge.Bridge }
+// network is the bridge as runtime/pod sees it, with the policies that protect
+// what is attached.
+type network struct {
+	br    *bridge.Bridge
+	rules *policy.Enforcer
+}
 
 func (n network) Attach(ctx context.Context, p *corev1.Pod, ns string) ([]string, error) {
 	req := bridge.AttachRequest{ID: string(p.UID), NetNS: ns, IfName: "eth0"}
@@ -282,6 +289,9 @@ func (n network) Attach(ctx context.Context, p *corev1.Pod, ns string) ([]string
 	}
 	att, err := n.br.Attach(ctx, req)
 	if err != nil {
+		return nil, err
+	}
+	if err := n.rules.Protect(ctx, p); err != nil {
 		return nil, err
 	}
 	ips := make([]string, 0, len(att.IPs))

@@ -174,6 +174,17 @@ func (b *Bridge) Close() error {
 	return nil
 }
 
+// Attached are the addresses of every attached Pod by its ID.
+func (b *Bridge) Attached() map[string][]netip.Addr {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := make(map[string][]netip.Addr, len(b.pods))
+	for id, r := range b.pods {
+		out[id] = r.IPs // never changed once it is there
+	}
+	return out
+}
+
 // Gateways are the bridge's own addresses, one per Pod CIDR, in their order.
 func (b *Bridge) Gateways() []netip.Addr { return slices.Clone(b.gateways) }
 

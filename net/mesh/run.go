@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/registry"
 )
@@ -55,7 +56,7 @@ func (m *Mesh) Run(ctx context.Context, reg *registry.Registry) error {
 	}()
 	nodes := registry.For[*corev1.Node](reg)
 	defer nodes.Subscribe(func(e registry.Event[*corev1.Node]) {
-		if e.Old == nil || !equalPeer(peerOf(e.Old), peerOf(e.Object)) || e.Object.DeletionTimestamp != nil {
+		if e.Type == watch.Deleted || e.Old == nil || !equalPeer(peerOf(e.Old), peerOf(e.Object)) {
 			poke()
 		}
 	})()

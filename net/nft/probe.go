@@ -34,6 +34,7 @@ const (
 	FeatureNumgen     = "numgen"
 	FeatureHash       = "hash"
 	FeatureDynamic    = "dynamic maps"
+	FeatureRanges     = "ranges"
 )
 
 var natHook = Base{"nat", "prerouting", PriorityDstNAT}
@@ -86,6 +87,12 @@ func Features() []Feature {
 				m := &Set{Name: "seen", Key: []Type{IPv4()}, Value: []Type{Mark()}, Dynamic: true}
 				return []Rule{{SetConnMark(m, SrcAddr(false)), Update(m, time.Minute, []Value{SrcAddr(false)}, ConnMark()),
 					Delete(m, []Value{SrcAddr(false)}, ConnMark())}}, []*Set{m}, natHook
+			}},
+		{Name: FeatureRanges, Purpose: "NetworkPolicy with ipBlock", Instead: "policies with ipBlock are not enforced",
+			rules: func() ([]Rule, []*Set, Base) {
+				s := &Set{Name: "ranges", Key: []Type{IPv4()}, Interval: true, Parts: []Part{{Elements: NewElements(
+					AppendRange(nil, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.9")))}}}
+				return []Rule{{In(s, SrcAddr(false)), Drop()}}, []*Set{s}, filterHook
 			}},
 	}
 }

@@ -55,7 +55,10 @@ type Set struct {
 	Value   []Type
 	Verdict bool // the value is a verdict; Value is empty
 	Dynamic bool // packets add elements, which time out
-	Parts   []Part
+	// Interval says that elements are ranges of addresses (AppendRange). Such
+	// a set never changes: another content has another name.
+	Interval bool
+	Parts    []Part
 }
 
 // Part is a named share of a set's elements. Two parts never hold the same key.
@@ -74,6 +77,17 @@ type Element struct {
 	Key     string
 	Value   string
 	Verdict Verdict
+	end     bool // Key is the first that a range does not hold
+}
+
+// AppendRange adds a range of addresses, both included, to the elements of an
+// interval set. Ranges of a set must not touch each other.
+func AppendRange(list []Element, first, last netip.Addr) []Element {
+	list = append(list, Element{Key: string(first.AsSlice())})
+	if next := last.Next(); next.IsValid() { // else it ends with the address space
+		list = append(list, Element{Key: string(next.AsSlice()), end: true})
+	}
+	return list
 }
 
 // NewElements sorts a list, which it takes over.
@@ -129,6 +143,9 @@ func (s *Set) String() string {
 	if s.Dynamic {
 		b.WriteString("\n\t\tflags dynamic,timeout")
 	}
+	if s.Interval {
+		b.WriteString("\n\t\tflags interval")
+	}
 	b.WriteString("\n")
 	var lines []string
 	for _, p := range s.Parts {
@@ -144,6 +161,10 @@ func (s *Set) String() string {
 
 func (s *Set) format(e Element) string {
 	text := formatColumns(s.Key, e.Key)
+	if s.Interval {
+		// Sorted as text, a range's end stands next to nothing: say what it is.
+		text = map[bool]string{false: "from ", true: "before "}[e.end] + text
+	}
 	if s.Verdict {
 		return text + " : " + e.Verdict.String()
 	}
@@ -157,7 +178,7 @@ func (s *Set) isMap() bool { return s.Verdict || len(s.Value) > 0 }
 
 // sameShape says whether the kernel's set can stay and only elements differ.
 func (s *Set) sameShape(o *Set) bool {
-	return s.Verdict == o.Verdict && s.Dynamic == o.Dynamic &&
+	return s.Verdict == o.Verdict && s.Dynamic == o.Dynamic && s.Interval == o.Interval &&
 		typeNames(s.Key) == typeNames(o.Key) && typeNames(s.Value) == typeNames(o.Value)
 }
 
@@ -184,7 +205,7 @@ func formatColumns(types []Type, packed string) string {
 // kernelSet translates to the library's words.
 func (s *Set) kernelSet(t *nftables.Table) *nftables.Set {
 	k := &nftables.Set{
-		Table: t, Name: s.Name, IsMap: s.isMap(), Dynamic: s.Dynamic, HasTimeout: s.Dynamic,
+		Table: t, Name: s.Name, IsMap: s.isMap(), Dynamic: s.Dynamic, Interval: s.Interval, HasTimeout: s.Dynamic,
 		KeyType: concat(s.Key), Concatenation: len(s.Key) > 1,
 	}
 	if s.Dynamic {

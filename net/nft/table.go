@@ -438,7 +438,7 @@ func diffElements(old, want []Element) (gone, added []Element) {
 func (s *Set) kernelElements(list []Element) []nftables.SetElement {
 	out := make([]nftables.SetElement, len(list))
 	for i, e := range list {
-		out[i].Key = []byte(e.Key)
+		out[i].Key, out[i].IntervalEnd = []byte(e.Key), e.end
 		if s.Verdict {
 			out[i].VerdictData = e.Verdict.expr()
 		} else {
