@@ -141,6 +141,8 @@ type Change struct {
 	Member Member `json:"member"`
 	// Promote makes a learner a voter instead of adding a member.
 	Promote bool `json:"promote,omitempty"`
+	// Demote takes a voter's vote instead of adding a learner.
+	Demote bool `json:"demote,omitempty"`
 	// MaxLearners refuses a learner beyond that many, 0 for no bound.
 	MaxLearners int `json:"maxLearners,omitempty"`
 }
@@ -177,6 +179,16 @@ func (m *Membership) Apply(cc *raftpb.ConfChange) (*Membership, error) {
 				return nil, ErrMemberNotLearner
 			}
 			next.Member(id).Learner = false
+			return &next, nil
+		}
+		if c.Demote {
+			if old == nil {
+				return nil, ErrMemberNotFound
+			}
+			if v := m.Voters(); old.Learner || len(v) == 1 {
+				return nil, ErrNotEnoughStarted
+			}
+			next.Member(id).Learner = true
 			return &next, nil
 		}
 		if err := m.mayAdd(c.Member, learner, c.MaxLearners); err != nil {
