@@ -280,7 +280,7 @@ func (l *Log) judge(path string, data []byte, end int64, last bool) error {
 	if !last {
 		return fmt.Errorf("%w: %s at byte %d, with segments after it; %s", ErrCorrupt, path, end, advice)
 	}
-	for at := (end + 8) &^ 7; at+headerBytes <= int64(len(data)); at += 8 {
+	for at := end; at+headerBytes <= int64(len(data)); at += 8 {
 		if d, ok := durableMark(data, at); ok && d > end {
 			return fmt.Errorf("%w: %s at byte %d, which was on disk when byte %d was written; %s", ErrCorrupt, path, end, at, advice)
 		}
