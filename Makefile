@@ -44,6 +44,12 @@ lint: ## gofmt, go vet, staticcheck
 unit: payload ## unit tests with the race detector
 	CGO_ENABLED=1 go test -race -timeout 15m $$(go list ./... | grep -v '^edged/test/e2e')
 
+.PHONY: test-soak
+test-soak: ## 1000 simulated clusters, and the store's decoders fuzzed
+	go test -count=1 -timeout 60m ./raftstore/sim -run TestSeeds -v -seeds 1000
+	go test -fuzz FuzzOpen -fuzztime 60s ./raftstore/wal
+	go test -fuzz FuzzConnection -fuzztime 60s ./raftstore/peer
+
 .PHONY: e2e
 e2e: build kubectl ## end-to-end tests on devices in namespaces
 	go test -count=1 -timeout 20m ./test/e2e/...

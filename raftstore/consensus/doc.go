@@ -7,8 +7,7 @@
 // Types: [Core] takes ticks, messages and proposals, and [Core.Process] carries
 // out what raft wants: entries to the log, messages and outcomes to [Outside],
 // committed entries to the state. [Membership] is who the members are, kept
-// with the state, so that a snapshot carries it. [Voters] decides who should
-// vote, as a pure function.
+// with the state, so that a snapshot carries it.
 //
 // Promises: a message that promises something leaves after what it promises is
 // on disk; an outcome is told after its entry is. What Process does depends on

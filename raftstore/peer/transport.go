@@ -635,31 +635,34 @@ func (t *Transport) snapshot(conn net.Conn, from uint64) {
 	if busy {
 		return
 	}
-	defer func() {
-		t.mu.Lock()
-		t.receiving = false
-		t.mu.Unlock()
-	}()
-	r := &unchunk{conn: conn, buf: make([]byte, snapshotChunk)}
-	kind, payload, err := readFrame(conn, nil, maxHelloBytes)
-	if err != nil || kind != kindSnapshot {
-		return
-	}
-	m := new(raftpb.Message)
-	if err := proto.Unmarshal(payload, m); err != nil || m.GetType() != raftpb.MsgSnap || m.GetFrom() != from || m.GetTo() != t.cfg.Self {
-		t.log.Warn("a snapshot was refused: it is not announced as one", "member", fmt.Sprintf("%x", from))
-		return
-	}
-	var answer []byte
-	if err := t.handler.Snapshot(t.ctx, m, r); err != nil {
-		t.log.Warn("a snapshot was not taken", "member", fmt.Sprintf("%x", from), "err", err)
-		answer = []byte(err.Error())
-	}
-	if conn.SetWriteDeadline(time.Now().Add(writeTimeout)) == nil {
+	answer, ok := t.takeSnapshot(conn, from)
+	t.mu.Lock()
+	t.receiving = false
+	t.mu.Unlock()
+	if ok && conn.SetWriteDeadline(time.Now().Add(writeTimeout)) == nil {
 		if _, err := conn.Write(frame(nil, kindReply, answer)); err != nil {
 			t.log.Debug("an answer was not sent", "err", err)
 		}
 	}
+}
+
+// takeSnapshot returns what to answer: nothing, or why it was not taken.
+func (t *Transport) takeSnapshot(conn net.Conn, from uint64) (answer []byte, ok bool) {
+	r := &unchunk{conn: conn, buf: make([]byte, snapshotChunk)}
+	kind, payload, err := readFrame(conn, nil, maxHelloBytes)
+	if err != nil || kind != kindSnapshot {
+		return nil, false
+	}
+	m := new(raftpb.Message)
+	if err := proto.Unmarshal(payload, m); err != nil || m.GetType() != raftpb.MsgSnap || m.GetFrom() != from || m.GetTo() != t.cfg.Self {
+		t.log.Warn("a snapshot was refused: it is not announced as one", "member", fmt.Sprintf("%x", from))
+		return nil, false
+	}
+	if err := t.handler.Snapshot(t.ctx, m, r); err != nil {
+		t.log.Warn("a snapshot was not taken", "member", fmt.Sprintf("%x", from), "err", err)
+		return []byte(err.Error()), true
+	}
+	return nil, true
 }
 
 // unchunk reads what chunks wrote; io.EOF comes only after its end.
