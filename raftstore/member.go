@@ -28,6 +28,8 @@ const (
 	callLeaseRenew
 	callLeaseTTL
 	callPromote
+	callMayAdd
+	callMayRemove
 )
 
 // healthyAfter is how long a member must have been connected to count for a
@@ -229,6 +231,10 @@ func (p *peers) Call(ctx context.Context, _ uint64, method byte, body []byte) ([
 		return binary.BigEndian.AppendUint64(nil, uint64(left)), err
 	case callPromote:
 		return nil, p.s.promoteHere(ctx, id)
+	case callMayAdd:
+		return nil, p.s.mayAddHere()
+	case callMayRemove:
+		return nil, p.s.mayRemoveHere(id)
 	}
 	return nil, fmt.Errorf("call %d is not known: use a newer edged", method)
 }
@@ -362,7 +368,7 @@ func (s *Store) MemberAdd(ctx context.Context, req *pb.MemberAddRequest) (*pb.Me
 	if err != nil {
 		return nil, err
 	}
-	if err := s.mayAdd(req.IsLearner); err != nil {
+	if err := s.mayAdd(ctx, req.IsLearner); err != nil {
 		return nil, err
 	}
 	e := consensus.Member{ID: consensus.MemberID(urls, s.cfg.Token, time.Now().Unix()), PeerURLs: urls, Learner: req.IsLearner}
@@ -378,7 +384,7 @@ func (s *Store) MemberAdd(ctx context.Context, req *pb.MemberAddRequest) (*pb.Me
 
 // MemberRemove removes a member, which then stops.
 func (s *Store) MemberRemove(ctx context.Context, req *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
-	if err := s.mayRemove(req.ID); err != nil {
+	if err := s.mayRemove(ctx, req.ID); err != nil {
 		return nil, err
 	}
 	if req.ID == s.member && s.node.view().leader == s.member {
@@ -501,7 +507,7 @@ func (s *Store) connected() (connected, voters int) {
 }
 
 // mayAdd refuses to add a member that could cost the quorum, by etcd's rules.
-func (s *Store) mayAdd(learner bool) error {
+func (s *Store) mayAdd(ctx context.Context, learner bool) error {
 	if !s.cfg.StrictReconfig || s.node.view().members == nil {
 		return nil
 	}
@@ -511,7 +517,22 @@ func (s *Store) mayAdd(learner bool) error {
 			return ErrNotEnoughStarted
 		}
 	}
-	if connected, voters := s.connected(); connected < voters {
+	return s.leaderSays(ctx, callMayAdd, 0, s.mayAddHere)
+}
+
+// leaderSays asks the leader, which is connected to everybody; without one, what
+// this member knows has to do.
+func (s *Store) leaderSays(ctx context.Context, method byte, id uint64, here func() error) error {
+	if s.Leader() == 0 {
+		return here()
+	}
+	_, err := s.askLeader(ctx, method, id, func() (uint64, error) { return 0, here() })
+	return err
+}
+
+// mayAddHere counts the new member as one that does not answer.
+func (s *Store) mayAddHere() error {
+	if connected, voters := s.connected(); voters > 1 && connected < (voters+1)/2+1 {
 		return ErrUnhealthy
 	}
 	return nil
@@ -519,7 +540,7 @@ func (s *Store) mayAdd(learner bool) error {
 
 // mayRemove refuses to remove a member that is needed for the quorum, by etcd's
 // rules.
-func (s *Store) mayRemove(id uint64) error {
+func (s *Store) mayRemove(ctx context.Context, id uint64) error {
 	m := s.node.view().members
 	if !s.cfg.StrictReconfig || m == nil {
 		return nil
@@ -532,22 +553,19 @@ func (s *Store) mayRemove(id uint64) error {
 	if voters == 0 || started < voters/2+1 {
 		return ErrNotEnoughStarted
 	}
+	return s.leaderSays(ctx, callMayRemove, id, func() error { return s.mayRemoveHere(id) })
+}
+
+func (s *Store) mayRemoveHere(id uint64) error {
 	if id != s.member && s.peers != nil {
 		if _, ok := s.peers.Connected(id); !ok {
 			return nil // it is not part of the quorum now
 		}
 	}
-	if connected, voters := s.connected(); connected-1 < 1+(voters-1)/2-boolInt(voters == 2) {
+	if connected, voters := s.connected(); connected-1 < 1+(voters-1)/2 {
 		return ErrUnhealthy
 	}
 	return nil
-}
-
-func boolInt(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // describe tells the cluster this member's name and URLs if they changed.

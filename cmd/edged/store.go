@@ -49,6 +49,10 @@ func runStore(ctx context.Context, e env) error {
 	defer closeLog()
 	log := slog.New(zapLike(out, c.logLevel()))
 	for _, f := range c.ignored {
+		if text, ok := deprecated[f]; ok {
+			log.Warn(text)
+			continue
+		}
 		log.Warn("this flag of etcd's has no meaning here", "flag", f)
 	}
 	s := &storeServer{cfg: &c, log: log}
@@ -77,6 +81,13 @@ type listener struct {
 
 func (s *storeServer) run(ctx context.Context) (err error) {
 	c := s.cfg
+	s.log.Info("starting an etcd server", "etcd-version", etcdapi.Version, "name", c.name, "data-dir", c.dataDir,
+		"listen-client-urls", c.listenClient, "advertise-client-urls", c.advertiseClient,
+		"listen-peer-urls", c.listenPeer, "initial-advertise-peer-urls", c.advertisePeer,
+		"initial-cluster", c.initialCluster, "initial-cluster-state", c.initialState,
+		"quota-backend-bytes", c.quotaBytes(), "max-request-bytes", c.maxRequestBytes,
+		"snapshot-count", c.snapshotCount, "snapshot-catchup-entries", c.catchUp)
+	c.client.log, c.peer.log = s.log, s.log
 	conf, err := c.client.server()
 	if err != nil {
 		return err
@@ -104,6 +115,9 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 		return endOf(ctx, err)
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }()
+	if err := s.defragment(); err != nil {
+		return err
+	}
 	s.api = etcdapi.New(etcdapi.Config{
 		Store: s.store, Logger: s.log, Metrics: metricsHandler(storeCollector(s.store)), Gateway: c.gateway,
 		ClientCertAuth: c.client.certAuth, ProgressInterval: c.progressInterval, ElectionTimeout: c.election(),
@@ -158,6 +172,20 @@ func (s *storeServer) open(ctx context.Context) (*raftstore.Store, error) {
 		return nil, errors.Join(err, closed(network.Listener))
 	}
 	return st, nil
+}
+
+// defragment gives free pages back at start if there are enough of them.
+func (s *storeServer) defragment() error {
+	above := int64(s.cfg.defragAbove) << 20
+	if above == 0 {
+		return nil
+	}
+	st := s.store.Status()
+	if free := st.SizeBytes - st.SizeBytesUsed; free < above {
+		s.log.Info("Skipping defragmentation", "current-db-size-bytes", st.SizeBytes, "current-db-size-in-use-bytes", st.SizeBytesUsed)
+		return nil
+	}
+	return s.store.Defragment()
 }
 
 // closed closes a listener that may be closed already.

@@ -28,7 +28,7 @@ type storeConfig struct {
 	heartbeatMillis, electionMillis            uint
 	quota                                      int64
 	maxRequestBytes, maxTxnOps, maxLearners    int
-	catchUp, snapshotCount                     uint64
+	catchUp, snapshotCount, defragAbove        uint64
 	strictReconfig, preVote, forceNew, gateway bool
 	compactionMode, compactionRetention        string
 	authToken                                  string
@@ -51,7 +51,7 @@ type storeConfig struct {
 // backend, a v2 API, discovery, tracing. They are accepted, with a warning.
 var meaningless = map[string]string{
 	"backend-batch-interval": "duration", "backend-batch-limit": "int", "backend-bbolt-freelist-type": "string",
-	"bootstrap-defrag-threshold-megabytes": "uint", "compact-hash-check-time": "duration", "compaction-batch-limit": "int",
+	"compact-hash-check-time": "duration", "compaction-batch-limit": "int",
 	"compaction-sleep-interval": "duration", "corrupt-check-time": "duration", "cors": "string", "host-whitelist": "string",
 	"discovery-token": "string", "discovery-endpoints": "string", "discovery-dial-timeout": "duration",
 	"discovery-request-timeout": "duration", "discovery-keepalive-time": "duration", "discovery-keepalive-timeout": "duration",
@@ -69,7 +69,14 @@ var meaningless = map[string]string{
 }
 
 // quiet are those of them that nobody who sets them loses anything by.
-var quiet = []string{"metrics", "enable-pprof", "initial-election-tick-advance", "max-snapshots", "max-wals", "log-rotation-config-json"}
+var quiet = []string{"metrics", "enable-pprof", "initial-election-tick-advance", "log-rotation-config-json"}
+
+// deprecated are what etcd says of flags that it will drop.
+var deprecated = map[string]string{
+	"max-snapshots":  "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8",
+	"max-wals":       "--max-wals is deprecated in 3.6 and will be decommissioned in 3.8",
+	"v2-deprecation": "--v2-deprecation is deprecated and scheduled for removal in v3.8. The default value is enforced, ignoring user input.",
+}
 
 const (
 	defaultStoreQuota = 2 << 30
@@ -96,6 +103,7 @@ func (c *storeConfig) flags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.maxRequestBytes, "max-request-bytes", 3<<19, "`bytes` that a request may have")
 	fs.IntVar(&c.maxTxnOps, "max-txn-ops", 128, "`operations` that a transaction may have")
 	fs.IntVar(&c.maxLearners, "max-learners", 1, "`members` without a vote that there may be")
+	fs.Uint64Var(&c.defragAbove, "bootstrap-defrag-threshold-megabytes", 0, "`MB` that a defragmentation at start must give back to be made (0: never)")
 	fs.Uint64Var(&c.snapshotCount, "snapshot-count", 10000, "`entries` after which the applied state is written")
 	fs.Uint64Var(&c.catchUp, "snapshot-catchup-entries", 5000, "`entries` kept for members that lag behind")
 	fs.BoolVar(&c.strictReconfig, "strict-reconfig-check", true, "refuse changes of members that would lose the quorum")

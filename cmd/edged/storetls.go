@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -29,6 +30,7 @@ type tlsConfig struct {
 	certAuth, auto, skipSAN          bool
 	allowedCNs, allowedHosts, cipher []string
 	minVersion                       string
+	log                              *slog.Logger
 }
 
 func (t *tlsConfig) flags(fs *pflag.FlagSet, prefix string) {
@@ -82,7 +84,13 @@ func (t *tlsConfig) server() (*tls.Config, error) {
 		}
 		conf.ClientCAs, conf.ClientAuth = pool, tls.RequireAndVerifyClientCert
 	}
-	conf.VerifyPeerCertificate = t.verify
+	conf.VerifyPeerCertificate = func(raw [][]byte, chains [][]*x509.Certificate) error {
+		err := t.verify(raw, chains)
+		if err != nil {
+			t.log.Warn("rejected connection on "+map[string]string{"": "client", "peer-": "peer"}[t.prefix]+" endpoint", "error", err.Error())
+		}
+		return err
+	}
 	return conf, nil
 }
 

@@ -6,7 +6,7 @@ work=$(mkdir -p "$1" && cd "$1" && pwd)
 edged=$(realpath "$2")
 cd "$(dirname "$0")"
 export CGO_ENABLED=0 GOFLAGS=-trimpath
-mkdir -p "$work/bin" "$work/run/common" "$work/run/e2e" "$work/run/k8s"
+mkdir -p "$work/bin" "$work/run"
 go build -o "$work/bin/etcdctl" go.etcd.io/etcd/etcdctl/v3
 go build -o "$work/bin/etcdutl" go.etcd.io/etcd/etcdutl/v3
 for suite in common e2e; do

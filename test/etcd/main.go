@@ -115,7 +115,6 @@ func (r *runner) everything(suite string) ([]test, error) {
 			continue
 		}
 		list := exec.Command(filepath.Join(r.work, s+".test"), "-test.list", ".")
-		list.Dir = r.dir(s)
 		data, err := list.Output()
 		if err != nil {
 			return nil, fmt.Errorf("list suite %s: %w", s, err)
@@ -129,8 +128,9 @@ func (r *runner) everything(suite string) ([]test, error) {
 	return out, nil
 }
 
-// dir is where a suite's tests run: beside the fixtures.
-func (r *runner) dir(suite string) string { return filepath.Join(r.work, "run", suite) }
+// dir is a folder for a test to run in: beside the fixtures, and of its own,
+// since some leave data where they run.
+func (r *runner) dir(name string) string { return filepath.Join(r.work, "run", name) }
 
 func (r *runner) runAll(ctx context.Context, tests []test, jobs int) (failed int) {
 	queue := make(chan test)
@@ -206,7 +206,11 @@ func (r *runner) inNamespace(ctx context.Context, t test, ns string) ([]byte, er
 		args = append(args, "-bin-dir="+r.bin)
 	}
 	cmd := exec.CommandContext(ctx, "ip", args...)
-	cmd.Dir = r.dir(t.suite)
+	cmd.Dir = r.dir(ns)
+	if err := os.MkdirAll(cmd.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(cmd.Dir)
 	cmd.Env = append(os.Environ(), "EDGED_STORE_BIN="+filepath.Join(r.bin, "etcd"))
 	cmd.WaitDelay = 5 * time.Second
 	var out bytes.Buffer
