@@ -134,6 +134,7 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 	if err != nil {
 		return network{}, err
 	}
+	d.onClose(px.Close)
 	br, err := bridge.New(bridge.Config{
 		PodCIDRs: prefixes(podCIDR), ServiceCIDRs: prefixes(c.parsed.serviceCIDR), HostAddrs: []netip.Addr{c.parsed.clusterDNS},
 		StateDir: p.bridge(), Logger: d.log, HostPorts: func(m []bridge.PortMapping) { px.SetHostPorts(hostPorts(m)) },
@@ -158,7 +159,9 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 	g.Go(func() error {
 		t := time.NewTicker(refreshBridge)
 		defer t.Stop()
+		var told string // of foreign packet filters, once
 		for {
+			told = d.admitPods(told)
 			select {
 			case <-ctx.Done():
 				return nil
@@ -170,6 +173,26 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 		}
 	})
 	return network{br, rules}, nil
+}
+
+// admitPods lets packets of Pods through the packet filters of other programs
+// and returns what it said about those that do not let it.
+func (d *device) admitPods(told string) string {
+	chains, err := nft.Admit(bridge.DefaultName)
+	text := fmt.Sprint(err)
+	for _, c := range chains {
+		name := c.Family + " " + c.Table + " " + c.Chain
+		if c.Err == nil {
+			d.log.Info("packets of Pods are let through another program's packet filter", "chain", name)
+			continue
+		}
+		err = fmt.Errorf("%s: %w", name, c.Err)
+		text += err.Error()
+	}
+	if err != nil && text != told {
+		d.log.Warn("another program's packet filter may drop packets of Pods; have it trust the link "+bridge.DefaultName+" (firewalld: firewall-cmd --permanent --zone=trusted --add-interface="+bridge.DefaultName+")", "err", err)
+	}
+	return text
 }
 
 func hostPorts(m []bridge.PortMapping) []proxy.HostPort {

@@ -65,7 +65,7 @@ func reset(ctx context.Context, dataDir, runDir string, keepData bool) error {
 		return fmt.Errorf("remove containers: %w", err)
 	}
 	errs := []error{
-		mesh.Cleanup(ctx), bridge.Cleanup(ctx, bridge.DefaultName, p.bridge()), table.Remove(), sandbox.Cleanup(p.sandboxes()),
+		mesh.Cleanup(ctx), bridge.Cleanup(ctx, bridge.DefaultName, p.bridge()), table.Remove(), nft.Withdraw(), sandbox.Cleanup(p.sandboxes()),
 		volume.Cleanup(podDataOf(p, keepData), p.podRun()), removeLogs(uids), os.RemoveAll(runDir),
 	}
 	if err := errors.Join(errs...); err != nil {

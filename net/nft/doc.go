@@ -17,6 +17,9 @@
 // pointer means that nothing changed, so that one Service's change costs one
 // Service's work.
 //
+// [Admit] is the one thing that the package does outside of the table: two rules
+// in each foreign chain that would drop packets of Pods; [Withdraw] undoes it.
+//
 // # Promises
 //
 // [Table.Apply] is atomic: the kernel shows the old content or the new, and

@@ -35,7 +35,8 @@
 //
 // # Goroutines
 //
-// Run is the only one, the caller's.
+// Run is the caller's. Each healthCheckNodePort in use has a server of its own,
+// which [Proxier.Close] ends.
 //
 // May be imported by cmd/edged.
 //

@@ -36,6 +36,7 @@ type Proxier struct {
 	mu         sync.Mutex // guards the following, and serializes transactions
 	translator *translator
 	udp        udpView // as of the last transaction
+	checks     *healthChecks
 
 	hostMu    sync.Mutex // guards the following
 	hostPorts []HostPort
@@ -59,6 +60,7 @@ func New(cfg Config) (*Proxier, error) {
 		}
 	}
 	p.translator = newTranslator(&p.cfg.Network)
+	p.checks = newHealthChecks(p.log)
 	return p, nil
 }
 
@@ -71,6 +73,13 @@ func (p *Proxier) Apply(s State) error {
 	if err := p.cfg.Table.Apply(section, rules); err != nil {
 		return fmt.Errorf("proxy: %w", err)
 	}
+	var asked []health
+	for _, part := range parts {
+		if h := part.svc.health; h != nil {
+			asked = append(asked, *h)
+		}
+	}
+	p.checks.sync(asked)
 	if p.cfg.Conntrack == nil {
 		return nil
 	}
@@ -85,6 +94,14 @@ func (p *Proxier) Apply(s State) error {
 		// kernel forgets by itself.
 		p.log.Warn("UDP connection tracks of old endpoints not deleted", "err", err)
 	}
+	return nil
+}
+
+// Close stops answering health checks. The rules stay.
+func (p *Proxier) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.checks.close()
 	return nil
 }
 

@@ -59,6 +59,7 @@ type service struct {
 	name      string
 	frontends []frontend
 	local     []netip.Addr // endpoints on this device, which may reach themselves
+	health    *health      // asked for from outside; nil: nobody asks
 }
 
 // translateService is pure.
@@ -76,7 +77,27 @@ func translateService(n *Network, svc *corev1.Service, slcs []*discoveryv1.Endpo
 	}
 	slices.SortFunc(out.local, netip.Addr.Compare)
 	out.local = slices.Compact(out.local)
+	out.health = healthOf(n, svc, slcs)
 	return out
+}
+
+// healthOf counts the Pods that are ready here, if somebody may ask.
+func healthOf(n *Network, svc *corev1.Service, slcs []*discoveryv1.EndpointSlice) *health {
+	if svc.Spec.HealthCheckNodePort == 0 || svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {
+		return nil
+	}
+	// Of a Pod with two families only one counts.
+	ready := [2]map[netip.Addr]bool{{}, {}}
+	for i, is6 := range []bool{false, true} {
+		for p := range svc.Spec.Ports {
+			for _, e := range endpointsOf(n, slcs, svc.Spec.Ports[p].Name, svc.Spec.Ports[p].Protocol, is6) {
+				if e.local && e.ready {
+					ready[i][e.addr.Addr()] = true
+				}
+			}
+		}
+	}
+	return &health{svc.Namespace, svc.Name, uint16(svc.Spec.HealthCheckNodePort), max(len(ready[0]), len(ready[1]))}
 }
 
 func proxied(n *Network, svc *corev1.Service) bool {
