@@ -10,7 +10,22 @@ rm -rf "$S" rootfs; mkdir -p "$S" rootfs apt/archives/partial
 : > apt/status
 [ -n "$(ls apt/archives/*.deb 2>/dev/null)" ] || apt-get -o Dir::State::status="$W/apt/status" -o Dir::Cache::archives="$W/apt/archives" \
   -o Debug::NoLocking=1 -o APT::Install-Recommends=0 -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= \
-  install --download-only -y curl bind9-dnsutils netcat-openbsd iproute2 bash bash-static dash socat libc-bin busybox-static nginx
+  install --download-only -y curl bind9-dnsutils netcat-openbsd iproute2 bash socat libc-bin nginx
+
+# busybox from Debian's copy of upstream's source. Debian's own build differs in
+# what the suite looks at: its shell drops variables whose name is not a
+# shell's, and prefers applets to programs of the same name.
+if [ ! -e bin/busybox ]; then
+  mkdir -p apt/src/lists/partial; . /etc/os-release
+  echo "deb-src http://deb.debian.org/debian $VERSION_CODENAME main" > apt/src/sources.list
+  src() { (cd apt/src && apt-get -qq -o Dir::Etc::sourcelist="$W/apt/src/sources.list" -o Dir::Etc::sourceparts=- \
+    -o Dir::State::lists="$W/apt/src/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root -o Debug::NoLocking=1 "$@"); }
+  src update; src source --download-only busybox
+  rm -rf apt/src/busybox-*; tar -C apt/src -xf apt/src/busybox_*.orig.tar.*
+  ( cd apt/src/busybox-*/; make defconfig; sed -i 's/^# CONFIG_STATIC is not set/CONFIG_STATIC=y/; s/^CONFIG_TC=y/# CONFIG_TC is not set/' .config
+    make -j"$(nproc)" busybox ) > apt/src/build.log 2>&1 || { tail apt/src/build.log >&2; exit 1; }
+  cp apt/src/busybox-*/busybox bin/busybox
+fi
 for d in apt/archives/*.deb; do dpkg-deb -x "$d" "$S"; done
 
 # find_lib NAME: path below $S of a shared library.
@@ -37,38 +52,32 @@ skeleton() {
   printf 'root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nbin:x:2:2:bin:/bin:/bin/false\nmail:x:8:8:mail:/var/spool/mail:/bin/false\nwww-data:x:33:33:www-data:/var/www:/bin/false\nnginx:x:101:101:nginx:/var/cache/nginx:/bin/false\nuser-defined-in-image:x:1000:1000::/home:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n' > "$r/etc/passwd"
   printf 'root:x:0:\ndaemon:x:1:\nbin:x:2:\ntty:x:5:\nmail:x:8:\nwww-data:x:33:\nnginx:x:101:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\nnogroup:x:65534:\n' > "$r/etc/group"
   printf 'hosts: files dns\npasswd: files\ngroup: files\nservices: files\nprotocols: files\n' > "$r/etc/nsswitch.conf"
-  cp "$S/bin/busybox" "$r/bin/busybox"
+  cp "$W/bin/busybox" "$r/bin/busybox"
 }
 # applets ROOT: a link for each busybox applet that no real program in ROOT has.
 applets() {
   local r=$1 p
-  for p in $("$S/bin/busybox" --list-full); do
+  for p in $("$W/bin/busybox" --list-full); do
     [ -e "$r/$p" ] || [ -e "$r/usr/bin/$(basename "$p")" ] || [ -e "$r/bin/$(basename "$p")" ] || { mkdir -p "$r/$(dirname "$p")"; ln -s /bin/busybox "$r/$p"; }
   done
 }
 
-# busybox: all applets in /bin, as the official image has them. Debian's build of
-# its shell drops variables with dashes in their names, which the official one
-# hands on; bash does too.
-U=$W/rootfs/busybox
-skeleton "$U"
-for p in $("$S/bin/busybox" --list); do [ "$p" = busybox ] || ln -s busybox "$U/bin/$p"; done
-rm "$U/bin/sh"; cp "$S/bin/bash-static" "$U/bin/bash"; ln -s bash "$U/bin/sh"
-ln -s /bin/env "$U/usr/bin/env"
+# busybox: static, every applet in /bin as in upstream's image.
+skeleton "$W/rootfs/busybox"
+for p in $("$W/bin/busybox" --list); do [ "$p" = busybox ] || ln -s busybox "$W/rootfs/busybox/bin/$p"; done
 
 # base: glibc, shell and the network tools that agnhost's Alpine base installs.
 B=$W/rootfs/base
 skeleton "$B"
 mkdir -p "$B/lib64" "$B/usr/lib"
 cp -L "$(find_lib ld-linux-x86-64.so.2)" "$B/lib64/"
-for b in bin/dash bin/bash usr/bin/curl usr/bin/dig usr/bin/nslookup usr/bin/socat usr/bin/getent; do add_elf "$B" $b; done
+for b in bin/bash usr/bin/curl usr/bin/dig usr/bin/nslookup usr/bin/socat usr/bin/getent; do add_elf "$B" $b; done
 add_elf "$B" bin/nc.openbsd bin/nc
 add_elf "$B" bin/ip; add_elf "$B" bin/ss
 for l in libnss_files.so.2 libnss_dns.so.2 libresolv.so.2; do add_lib "$B" $l; done
 ln -s lib "$B/usr/lib64" ; ln -s usr/lib "$B/lib"
 mkdir -p "$B/etc/ld.so.conf.d"; printf '/usr/lib\n' > "$B/etc/ld.so.conf"
 ldconfig -r "$B"
-ln -s dash "$B/bin/sh"  # not busybox: Debian's build of it runs its own nc and ip in place of the real ones
 applets "$B"
 
 # nginx: Debian's nginx with the paths and the foreground command of upstream's image.

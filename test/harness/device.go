@@ -157,7 +157,7 @@ func (d *Device) powerOn() {
 	setup := fmt.Sprintf(`mkdir -p /var/log/pods /var/log/containers
 mount --bind %[1]s/logs /var/log/pods
 mount -t tmpfs tmpfs %[1]s/run
-hostname %[2]s 2>/dev/null || true
+hostname %[2]s
 `, d.Dir, d.Name)
 	m, err := boot(filepath.Base(d.Dir), true, setup)
 	if err != nil {

@@ -64,7 +64,7 @@ func startBound(cmd *exec.Cmd) error {
 // anything else does.
 func boot(name string, isolateCgroups bool, setup string) (*machine, error) {
 	m := &machine{name: name}
-	args := []string{"--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"}
+	args := []string{"--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"}
 	join := ""
 	if isolateCgroups {
 		m.cgroup = "edged-test/" + name
@@ -150,7 +150,7 @@ func onlyChild(pid int) (int, error) {
 
 // command runs argv inside the machine.
 func (m *machine) command(ctx context.Context, argv ...string) *exec.Cmd {
-	args := []string{"-t", strconv.Itoa(m.pid), "-m", "-n", "-p"}
+	args := []string{"-t", strconv.Itoa(m.pid), "-m", "-n", "-u", "-p"}
 	if m.cgroup != "" {
 		args = append(args, "-C")
 	}
