@@ -20,6 +20,7 @@ import (
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	api "k8s.io/kubernetes/pkg/apis/core"
 	"k8s.io/kubernetes/pkg/apis/core/validation"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"edged/apiserver/codec"
 	"edged/apiserver/registry"
@@ -141,6 +142,9 @@ func (c *call) podLog() error {
 		return nil
 	}
 	path := fmt.Sprintf("/containerLogs/%s/%s/%s", pod.Namespace, pod.Name, container)
+	if wsstream.IsWebSocketRequest(c.req) {
+		return c.logOverWebSocket(pod.Spec.NodeName, path, logParameters(opts))
+	}
 	checked := &checkedWriter{ResponseWriter: c.w}
 	if err := c.toNode(checked, pod.Spec.NodeName, path, logParameters(opts)); err != nil {
 		return err
