@@ -117,9 +117,8 @@ func envFrom(pod *corev1.Pod, from corev1.EnvFromSource, o Objects, v *variables
 		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(data)) {
-		value := data[k]
 		if name := from.Prefix + k; len(validation.IsRelaxedEnvVarName(name)) == 0 {
-			v.set(name, value)
+			v.set(name, data[k])
 		}
 	}
 	return nil

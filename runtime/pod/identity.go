@@ -49,6 +49,11 @@ func Owner(c engine.Container) (uid, namespace, name string) {
 	return c.Labels[labelPodUID], c.Labels[labelPodNamespace], c.Labels[labelPodName]
 }
 
+// describe names a Pod in messages, as the kubelet's do.
+func describe(pod *corev1.Pod) string {
+	return fmt.Sprintf("%s_%s(%s)", pod.Name, pod.Namespace, pod.UID)
+}
+
 func attemptOf(c engine.Container) int {
 	n, err := strconv.Atoi(c.Labels[labelAttempt])
 	if err != nil {

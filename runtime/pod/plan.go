@@ -1,11 +1,15 @@
 package pod
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"edged/runtime/engine"
+	"edged/runtime/probe"
 )
 
 const (
@@ -31,10 +35,11 @@ type observed struct {
 	blocked  *waiting      // why it cannot be started just now
 	started  bool          // its startup probe has succeeded, or it has none
 	ready    bool
-	dead     bool // its liveness or startup probe failed
-	hooking  bool // its postStart hook is running
+	dead     probe.Kind // of its liveness or startup probe, if that failed
+	hooking  bool       // its postStart hook is running
 	hookFail string
 	stopping bool
+	replaced bool // it was stopped because its definition changed
 }
 
 // waiting is why a container does not run.
@@ -67,6 +72,12 @@ func (o *observed) exitCode() int {
 	return 255
 }
 
+// changed says that the newest attempt is not of the definition that the Pod has
+// now.
+func (o *observed) changed() bool {
+	return o.cur != nil && o.cur.Labels[labelHash] != hash(o.c)
+}
+
 func (o *observed) finishedAt() time.Time {
 	switch {
 	case o.cur != nil:
@@ -91,11 +102,13 @@ type failure struct{ reason, message string }
 // stop is a decision to stop a container.
 type stop struct {
 	name, message string
-	unhealthy     bool // by a probe: its own grace period may apply
+	failed        probe.Kind // the probe that asks for it: its own grace period may apply
+	replace       bool       // to be started as it is defined now
 }
 
 // plan is what to do next.
 type plan struct {
+	pod *corev1.Pod
 	// sandbox and volumes are needed.
 	sandbox bool
 	start   []string
@@ -117,7 +130,7 @@ func (p *plan) wake(t time.Time) {
 
 // decide plans the Pod's next step.
 func decide(w wanted, all []*observed, now time.Time) plan {
-	p := plan{waits: map[string]waiting{}}
+	p := plan{pod: w.pod, waits: map[string]waiting{}}
 	if w.ending || w.failed != nil {
 		p.end(all)
 		return p
@@ -126,7 +139,7 @@ func decide(w wanted, all []*observed, now time.Time) plan {
 		p.wake(w.pod.Status.StartTime.Add(time.Duration(*d) * time.Second))
 	}
 	policy := w.pod.Spec.RestartPolicy
-	if outcome(policy, all) != "" {
+	if outcome(policy, all, false) != "" {
 		p.end(all)
 		return p
 	}
@@ -166,10 +179,7 @@ func (p *plan) end(all []*observed) {
 // initialize runs the init containers in order; it is true when the Pod's own
 // containers may run.
 func (p *plan) initialize(policy corev1.RestartPolicy, all []*observed, now time.Time) bool {
-	begun := false
-	for _, o := range all {
-		begun = begun || o.kind == app && (o.cur != nil || o.ended())
-	}
+	begun := anyApp(all)
 	for _, o := range all {
 		switch o.kind {
 		case sidecar:
@@ -182,11 +192,7 @@ func (p *plan) initialize(policy corev1.RestartPolicy, all []*observed, now time
 				continue
 			}
 			if !o.running() {
-				restart := corev1.RestartPolicyOnFailure
-				if policy == corev1.RestartPolicyNever {
-					restart = policy
-				}
-				p.keepRunning(o, restart, now)
+				p.keepRunning(o, initPolicy(policy), now)
 			}
 			return false
 		}
@@ -203,19 +209,19 @@ func (p *plan) keepRunning(o *observed, policy corev1.RestartPolicy, now time.Ti
 		case o.stopping:
 		case o.hookFail != "":
 			p.stop = append(p.stop, stop{name: name, message: "FailedPostStartHook"})
-		case o.dead:
-			p.stop = append(p.stop, stop{name: name, message: "Container " + name + " failed liveness probe, will be restarted", unhealthy: true})
-		case o.kind != ephemeral && o.cur.Labels[labelHash] != hash(o.c):
-			p.stop = append(p.stop, stop{name: name, message: "Container " + name + " definition changed, will be restarted"})
+		case o.dead != "":
+			p.stop = append(p.stop, stop{name: name, message: "Container " + name + " failed " + strings.ToLower(string(o.dead)) + " probe, will be restarted", failed: o.dead})
+		case o.kind != ephemeral && o.changed():
+			p.stop = append(p.stop, stop{name: name, message: "Container " + name + " definition changed, will be restarted", replace: true})
 		}
 		return
 	}
 	if o.ended() && !restarts(policy, o) {
 		return
 	}
-	if o.ended() && o.backOff > 0 {
+	if o.ended() && o.backOff > 0 && !o.changed() {
 		if until := o.finishedAt().Add(o.backOff); now.Before(until) {
-			p.waits[name] = waiting{reason: "CrashLoopBackOff", until: until}
+			p.waits[name] = waiting{"CrashLoopBackOff", fmt.Sprintf("back-off %s restarting failed container=%s pod=%s", o.backOff, name, describe(p.pod)), until}
 			p.wake(until)
 			return
 		}
@@ -232,8 +238,17 @@ func (p *plan) keepRunning(o *observed, policy corev1.RestartPolicy, now time.Ti
 
 // restarts tells whether a container that has ended is started again.
 func restarts(policy corev1.RestartPolicy, o *observed) bool {
-	if o.kind == ephemeral {
+	switch {
+	case o.kind == ephemeral:
 		return false
+	case o.kind == sidecar, o.replaced:
+		return true
+	}
+	if p := o.c.RestartPolicy; p != nil {
+		if o.cur != nil && slices.ContainsFunc(o.c.RestartPolicyRules, func(r corev1.ContainerRestartRule) bool { return matches(r, int32(o.exitCode())) }) {
+			return true
+		}
+		policy = corev1.RestartPolicy(*p)
 	}
 	if o.cur == nil && o.known != nil && o.known.State.Running != nil {
 		// A reboot: it did not end, it was ended.
@@ -248,6 +263,15 @@ func restarts(policy corev1.RestartPolicy, o *observed) bool {
 	return false
 }
 
+// matches tells whether a container's own rule asks to start it again.
+func matches(r corev1.ContainerRestartRule, exitCode int32) bool {
+	if r.Action != corev1.ContainerRestartRuleActionRestart || r.ExitCodes == nil {
+		return false
+	}
+	in := slices.Contains(r.ExitCodes.Values, exitCode)
+	return in == (r.ExitCodes.Operator == corev1.ContainerRestartRuleOnExitCodesOpIn)
+}
+
 // nextBackOff is the back-off after one more end of a container that had cur.
 func nextBackOff(cur, ranFor time.Duration) time.Duration {
 	if cur == 0 || ranFor >= backOffForget {
@@ -256,27 +280,33 @@ func nextBackOff(cur, ranFor time.Duration) time.Duration {
 	return min(2*cur, backOffMost)
 }
 
-// outcome is the phase of a Pod whose containers are all done, else "".
-func outcome(policy corev1.RestartPolicy, all []*observed) corev1.PodPhase {
-	if policy == corev1.RestartPolicyAlways {
-		return ""
+// initPolicy is the restart policy of an init container: one that succeeded is
+// done.
+func initPolicy(policy corev1.RestartPolicy) corev1.RestartPolicy {
+	if policy == corev1.RestartPolicyNever {
+		return policy
 	}
-	failed := false
-	begun := false
-	for _, o := range all {
-		begun = begun || o.kind == app && (o.cur != nil || o.ended())
-	}
+	return corev1.RestartPolicyOnFailure
+}
+
+// outcome is the phase of a Pod whose containers are all done, else "". When
+// the Pod is ending, none starts again whatever its policy.
+func outcome(policy corev1.RestartPolicy, all []*observed, ending bool) corev1.PodPhase {
+	failed, begun := false, anyApp(all)
 	for _, o := range all {
 		switch o.kind {
 		case initial:
-			if !begun && o.ended() && o.exitCode() != 0 && policy == corev1.RestartPolicyNever {
-				return corev1.PodFailed
+			if begun {
+				continue
 			}
-			if !begun && !o.ended() {
+			if !o.ended() {
 				return ""
 			}
+			if o.exitCode() != 0 && !restarts(initPolicy(policy), o) {
+				return corev1.PodFailed
+			}
 		case app:
-			if !o.ended() || restarts(policy, o) {
+			if !o.ended() || !ending && restarts(policy, o) {
 				return ""
 			}
 			failed = failed || o.exitCode() != 0

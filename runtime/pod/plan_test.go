@@ -2,6 +2,8 @@ package pod
 
 import (
 	"fmt"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,172 +12,204 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"edged/runtime/engine"
+	"edged/runtime/probe"
 )
 
-var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// box describes one container of a test's Pod; see see.
-type box struct {
-	kind  kind
-	name  string
-	state string // "", "up", "up not started", "0", "1" (exit codes), "lost", "rebooted"
-	o     observed
-}
-
-// see makes what is observed of a box. Its last attempt ended at noon, unless it
-// runs.
-func see(b box) *observed {
-	o := b.o
-	o.slot = slot{b.kind, &corev1.Container{Name: b.name, Image: "img"}}
-	cur := &engine.Container{ID: b.name + "-0", StartedAt: noon.Add(-time.Minute), FinishedAt: noon, Labels: map[string]string{labelHash: hash(o.c)}}
-	o.next = 1
-	switch b.state {
-	case "":
-		o.next = 0
-	case "up":
-		cur.State, o.cur, o.started = engine.Running, cur, true
-	case "up not started":
-		cur.State, o.cur = engine.Running, cur
-	case "lost":
-		cur.State, o.cur = engine.Unknown, cur
-	case "rebooted":
-		o.known = &corev1.ContainerStatus{Name: b.name, ContainerID: "containerd://x", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(noon)}}}
-	default:
+// seen makes one observed container. how is its newest attempt: "" for none,
+// "run", "exit N", "lost" (a record without an end); it ended at epoch.
+func seen(name string, k kind, how string, change ...func(*observed)) *observed {
+	o := &observed{slot: slot{k, &corev1.Container{Name: name, Image: "i"}}, started: true, ready: true}
+	if how != "" {
+		o.cur = &engine.Container{ID: name + "-0", StartedAt: epoch.Add(-time.Minute), Labels: map[string]string{labelHash: hash(o.c), labelContainer: name}}
+		o.next = 1
 		var code uint32
-		fmt.Sscan(b.state, &code)
-		cur.State, cur.ExitCode, o.cur = engine.Exited, code, cur
+		switch {
+		case how == "run":
+			o.cur.State = engine.Running
+		case how == "lost":
+			o.cur.State, o.cur.FinishedAt = engine.Unknown, epoch
+		default:
+			fmt.Sscanf(how, "exit %d", &code)
+			o.cur.State, o.cur.ExitCode, o.cur.FinishedAt = engine.Exited, code, epoch
+		}
 	}
-	return &o
+	for _, c := range change {
+		c(o)
+	}
+	return o
 }
 
-func (p plan) String() string {
+func aPod(policy corev1.RestartPolicy, change ...func(*corev1.Pod)) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "u1", Generation: 3},
+		Spec:       corev1.PodSpec{RestartPolicy: policy},
+	}
+	for _, c := range change {
+		c(p)
+	}
+	return p
+}
+
+// told writes a plan in one line.
+func told(p plan) string {
 	var out []string
-	for _, name := range p.start {
-		out = append(out, "start "+name)
+	if p.sandbox {
+		out = append(out, "sandbox")
+	}
+	for _, s := range p.start {
+		out = append(out, "start "+s)
 	}
 	for _, s := range p.stop {
-		out = append(out, "stop "+s.name)
+		text := "stop " + s.name
+		if s.message != "" {
+			text += " (" + s.message + ")"
+		}
+		out = append(out, text)
 	}
+	var waits []string
 	for name, w := range p.waits {
-		out = append(out, name+" waits: "+w.reason)
+		waits = append(waits, fmt.Sprintf("wait %s %s %s", name, w.reason, w.message))
 	}
+	slices.Sort(waits)
+	out = append(out, waits...)
 	if p.finished {
 		out = append(out, "finished")
 	}
-	return strings.Join(out, ", ")
+	if !p.at.IsZero() {
+		out = append(out, "again +"+p.at.Sub(epoch).String())
+	}
+	return strings.Join(out, "; ")
 }
 
 func TestDecide(t *testing.T) {
-	const (
-		always = corev1.RestartPolicyAlways
-		onFail = corev1.RestartPolicyOnFailure
-		never  = corev1.RestartPolicyNever
-	)
-	blocked := observed{blocked: &waiting{reason: "ImagePullBackOff", until: noon.Add(time.Minute)}}
-	for _, tt := range []struct {
+	const always, onFailure, never = corev1.RestartPolicyAlways, corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever
+	back := func(d time.Duration) func(*observed) { return func(o *observed) { o.backOff = d } }
+	image := func(o *observed) { o.c.Image = "new" }
+	own := func(p corev1.ContainerRestartPolicy, codes ...int32) func(*observed) {
+		return func(o *observed) {
+			o.c.RestartPolicy = &p
+			if len(codes) > 0 {
+				o.c.RestartPolicyRules = []corev1.ContainerRestartRule{{Action: corev1.ContainerRestartRuleActionRestart, ExitCodes: &corev1.ContainerRestartRuleOnExitCodes{Operator: corev1.ContainerRestartRuleOnExitCodesOpIn, Values: codes}}}
+			}
+		}
+	}
+	rebooted := func(state corev1.ContainerState) func(*observed) {
+		return func(o *observed) { o.known = &corev1.ContainerStatus{State: state, RestartCount: 2}; o.next = 3 }
+	}
+	running := corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+	succeeded := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 0}}
+	for _, tc := range []struct {
 		name   string
 		policy corev1.RestartPolicy
-		boxes  []box
-		ending bool
-		failed bool
+		all    []*observed
 		want   string
-		at     time.Duration // after noon; 0: no wake-up
 	}{
-		{name: "new", policy: always, boxes: []box{{app, "a", "", observed{}}, {app, "b", "", observed{}}}, want: "start a, start b"},
-		{name: "at rest", policy: always, boxes: []box{{app, "a", "up", observed{}}}, want: ""},
-		{name: "ended, Always", policy: always, boxes: []box{{app, "a", "0", observed{}}}, want: "start a"},
-		{name: "ended well, OnFailure", policy: onFail, boxes: []box{{app, "a", "0", observed{}}}, want: "finished"},
-		{name: "ended badly, OnFailure", policy: onFail, boxes: []box{{app, "a", "1", observed{}}}, want: "start a"},
-		{name: "ended badly, Never", policy: never, boxes: []box{{app, "a", "1", observed{}}}, want: "finished"},
-		{name: "one of two ended, Never", policy: never, boxes: []box{{app, "a", "1", observed{}}, {app, "b", "up", observed{}}}, want: ""},
-		{name: "lost with its shim", policy: always, boxes: []box{{app, "a", "lost", observed{}}}, want: "start a"},
-		{name: "lost with its shim, Never", policy: never, boxes: []box{{app, "a", "lost", observed{}}}, want: "finished"},
-		{name: "rebooted", policy: onFail, boxes: []box{{app, "a", "rebooted", observed{}}}, want: "start a"},
-		{name: "rebooted, Never", policy: never, boxes: []box{{app, "a", "rebooted", observed{}}}, want: "finished"},
+		{"new", always, []*observed{seen("a", app, ""), seen("b", app, "")}, "sandbox; start a; start b"},
+		{"runs", always, []*observed{seen("a", app, "run")}, "sandbox"},
+		{"first end starts at once", always, []*observed{seen("a", app, "exit 1")}, "sandbox; start a"},
+		{"backs off", always, []*observed{seen("a", app, "exit 1", back(80*time.Second))}, "sandbox; wait a CrashLoopBackOff back-off 1m20s restarting failed container=a pod=p_ns(u1); again +1m20s"},
+		{"no back-off for a new definition", always, []*observed{seen("a", app, "exit 1", back(80*time.Second), image)}, "sandbox; start a"},
+		{"success restarts with Always", always, []*observed{seen("a", app, "exit 0")}, "sandbox; start a"},
+		{"success is done with OnFailure", onFailure, []*observed{seen("a", app, "exit 0"), seen("b", app, "run")}, "sandbox"},
+		{"failure restarts with OnFailure", onFailure, []*observed{seen("a", app, "exit 2")}, "sandbox; start a"},
+		{"all done", onFailure, []*observed{seen("a", app, "exit 0")}, "finished"},
+		{"failed with Never", never, []*observed{seen("a", app, "exit 2"), seen("b", app, "run")}, "sandbox"},
+		{"lost counts as failed", never, []*observed{seen("a", app, "lost")}, "finished"},
+		{"own policy beats the Pod's", never, []*observed{seen("a", app, "exit 2", own(corev1.ContainerRestartPolicyOnFailure))}, "sandbox; start a"},
+		{"own Never in a Pod of Always", always, []*observed{seen("a", app, "exit 2", own(corev1.ContainerRestartPolicyNever))}, "finished"},
+		{"own rule for an exit code", never, []*observed{seen("a", app, "exit 42", own(corev1.ContainerRestartPolicyNever, 42))}, "sandbox; start a"},
+		{"own rule for another exit code", never, []*observed{seen("a", app, "exit 41", own(corev1.ContainerRestartPolicyNever, 42))}, "finished"},
 
-		{name: "backs off", policy: always, boxes: []box{{app, "a", "1", observed{backOff: 10 * time.Second}}}, want: "a waits: CrashLoopBackOff", at: 10 * time.Second},
-		{name: "image missing", policy: always, boxes: []box{{app, "a", "", blocked}}, want: "a waits: ImagePullBackOff", at: time.Minute},
-		{name: "another's image missing", policy: always, boxes: []box{{app, "a", "", blocked}, {app, "b", "", observed{}}}, want: "start b, a waits: ImagePullBackOff", at: time.Minute},
+		{"definition changed", never, []*observed{seen("a", app, "run", image)}, "sandbox; stop a (Container a definition changed, will be restarted)"},
+		{"replaced whatever the policy", never, []*observed{seen("a", app, "exit 0", func(o *observed) { o.replaced = true })}, "sandbox; start a"},
+		{"liveness failed", always, []*observed{seen("a", app, "run", func(o *observed) { o.dead = probe.Liveness })}, "sandbox; stop a (Container a failed liveness probe, will be restarted)"},
+		{"startup failed", always, []*observed{seen("a", app, "run", func(o *observed) { o.dead = probe.Startup })}, "sandbox; stop a (Container a failed startup probe, will be restarted)"},
+		{"already stopping", always, []*observed{seen("a", app, "run", func(o *observed) { o.dead, o.stopping = probe.Liveness, true })}, "sandbox"},
+		{"hook failed", always, []*observed{seen("a", app, "run", func(o *observed) { o.hookFail = "x" })}, "sandbox; stop a (FailedPostStartHook)"},
+		{"blocked by its image", always, []*observed{seen("a", app, "", func(o *observed) { o.blocked = &waiting{"ErrImagePull", "no", epoch.Add(time.Minute)} })}, "sandbox; wait a ErrImagePull no; again +1m0s"},
+		{"blocked till now", always, []*observed{seen("a", app, "", func(o *observed) { o.blocked = &waiting{"ErrImagePull", "no", epoch} })}, "sandbox; start a; wait a ErrImagePull no"},
 
-		{name: "liveness failed", policy: never, boxes: []box{{app, "a", "up", observed{dead: true}}}, want: "stop a"},
-		{name: "postStart failed", policy: always, boxes: []box{{app, "a", "up", observed{hookFail: "no"}}}, want: "stop a"},
-		{name: "is being stopped", policy: always, boxes: []box{{app, "a", "up", observed{dead: true, stopping: true}}}, want: ""},
+		{"init first", always, []*observed{seen("i", initial, ""), seen("a", app, "")}, "sandbox; start i"},
+		{"second init", always, []*observed{seen("i", initial, "exit 0"), seen("j", initial, ""), seen("a", app, "")}, "sandbox; start j"},
+		{"init runs", always, []*observed{seen("i", initial, "run"), seen("a", app, "")}, "sandbox"},
+		{"init done", always, []*observed{seen("i", initial, "exit 0"), seen("a", app, "")}, "sandbox; start a"},
+		{"init failed", always, []*observed{seen("i", initial, "exit 1"), seen("a", app, "")}, "sandbox; start i"},
+		{"init failed for good", never, []*observed{seen("i", initial, "exit 1"), seen("a", app, "")}, "finished"},
+		{"init backs off", onFailure, []*observed{seen("i", initial, "exit 1", back(10*time.Second)), seen("a", app, "")}, "sandbox; wait i CrashLoopBackOff back-off 10s restarting failed container=i pod=p_ns(u1); again +10s"},
+		{"init is not run again for an app's sake", always, []*observed{seen("i", initial, ""), seen("a", app, "run")}, "sandbox"},
 
-		{name: "first init", policy: always, boxes: []box{{initial, "i", "", observed{}}, {initial, "j", "", observed{}}, {app, "a", "", observed{}}}, want: "start i"},
-		{name: "init runs", policy: always, boxes: []box{{initial, "i", "up", observed{}}, {initial, "j", "", observed{}}, {app, "a", "", observed{}}}, want: ""},
-		{name: "second init", policy: always, boxes: []box{{initial, "i", "0", observed{}}, {initial, "j", "", observed{}}, {app, "a", "", observed{}}}, want: "start j"},
-		{name: "init failed", policy: always, boxes: []box{{initial, "i", "1", observed{}}, {app, "a", "", observed{}}}, want: "start i"},
-		{name: "init failed, Never", policy: never, boxes: []box{{initial, "i", "1", observed{}}, {app, "a", "", observed{}}}, want: "finished"},
-		{name: "all init done", policy: always, boxes: []box{{initial, "i", "0", observed{}}, {app, "a", "", observed{}}}, want: "start a"},
-		{name: "init gone while the Pod runs", policy: always, boxes: []box{{initial, "i", "", observed{}}, {app, "a", "1", observed{}}}, want: "start a"},
+		{"sidecar then init", always, []*observed{seen("s", sidecar, "run"), seen("i", initial, ""), seen("a", app, "")}, "sandbox; start i"},
+		{"sidecar not started yet", always, []*observed{seen("s", sidecar, "run", func(o *observed) { o.started = false }), seen("i", initial, ""), seen("a", app, "")}, "sandbox"},
+		{"sidecar's hook still runs", always, []*observed{seen("s", sidecar, "run", func(o *observed) { o.hooking = true }), seen("a", app, "")}, "sandbox"},
+		{"sidecar restarts in a Pod of Never", never, []*observed{seen("s", sidecar, "exit 0"), seen("a", app, "run")}, "sandbox; start s"},
+		{"sidecars end after the apps", never, []*observed{seen("s", sidecar, "run"), seen("r", sidecar, "run"), seen("a", app, "exit 0")}, "stop r"},
+		{"first sidecar last", never, []*observed{seen("s", sidecar, "run"), seen("r", sidecar, "exit 0"), seen("a", app, "exit 0")}, "stop s"},
 
-		{name: "sidecar first", policy: always, boxes: []box{{sidecar, "s", "", observed{}}, {app, "a", "", observed{}}}, want: "start s"},
-		{name: "sidecar has not started", policy: always, boxes: []box{{sidecar, "s", "up not started", observed{}}, {app, "a", "", observed{}}}, want: ""},
-		{name: "sidecar has", policy: always, boxes: []box{{sidecar, "s", "up", observed{}}, {app, "a", "", observed{}}}, want: "start a"},
-		{name: "sidecar ended, Never", policy: never, boxes: []box{{sidecar, "s", "1", observed{}}, {app, "a", "up", observed{}}}, want: "start s"},
-		{name: "job with sidecar is done", policy: never, boxes: []box{{sidecar, "s", "up", observed{}}, {app, "a", "0", observed{}}}, want: "stop s"},
+		{"ephemeral starts", always, []*observed{seen("a", app, "run"), seen("e", ephemeral, "")}, "sandbox; start e"},
+		{"ephemeral ends for good", always, []*observed{seen("a", app, "run"), seen("e", ephemeral, "exit 1")}, "sandbox"},
+		{"ephemeral ends with the Pod", never, []*observed{seen("a", app, "exit 0"), seen("e", ephemeral, "run")}, "stop e"},
 
-		{name: "deleted", policy: always, ending: true, boxes: []box{{sidecar, "s", "up", observed{}}, {app, "a", "up", observed{}}, {app, "b", "up", observed{}}}, want: "stop a, stop b"},
-		{name: "deleted, sidecars last and backwards", policy: always, ending: true, boxes: []box{{sidecar, "s", "up", observed{}}, {sidecar, "r", "up", observed{}}, {app, "a", "0", observed{}}}, want: "stop r"},
-		{name: "deleted and done", policy: always, ending: true, boxes: []box{{app, "a", "0", observed{}}}, want: "finished"},
-		{name: "deleted before it began", policy: always, ending: true, boxes: []box{{app, "a", "", observed{}}}, want: "finished"},
-		{name: "may not run", policy: always, failed: true, boxes: []box{{app, "a", "up", observed{}}}, want: "stop a"},
-
-		{name: "debug container", policy: always, boxes: []box{{app, "a", "up", observed{}}, {ephemeral, "d", "", observed{}}}, want: "start d"},
-		{name: "debug container is never repeated", policy: always, boxes: []box{{app, "a", "up", observed{}}, {ephemeral, "d", "1", observed{}}}, want: ""},
+		{"reboot: ran, Always", always, []*observed{seen("a", app, "", rebooted(running))}, "sandbox; start a"},
+		{"reboot: ran, Never", never, []*observed{seen("a", app, "", rebooted(running))}, "finished"},
+		{"reboot: ran, OnFailure", onFailure, []*observed{seen("a", app, "", rebooted(running))}, "sandbox; start a"},
+		{"reboot: init had succeeded", always, []*observed{seen("i", initial, "", rebooted(succeeded)), seen("a", app, "", rebooted(running))}, "sandbox; start a"},
+		{"reboot: sidecar had run", always, []*observed{seen("s", sidecar, "", rebooted(running)), seen("a", app, "", rebooted(running))}, "sandbox; start s; start a"},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			w := wanted{pod: &corev1.Pod{Spec: corev1.PodSpec{RestartPolicy: tt.policy}}, ending: tt.ending}
-			if tt.failed {
-				w.failed = &failure{"Evicted", "x"}
-			}
-			var all []*observed
-			for _, b := range tt.boxes {
-				all = append(all, see(b))
-			}
-			p := decide(w, all, noon)
-			if p.String() != tt.want {
-				t.Errorf("got %q, want %q", p, tt.want)
-			}
-			var at time.Duration
-			if !p.at.IsZero() {
-				at = p.at.Sub(noon)
-			}
-			if at != tt.at {
-				t.Errorf("wakes %v after noon, want %v", at, tt.at)
-			}
-		})
+		if got := told(decide(wanted{pod: aPod(tc.policy)}, tc.all, epoch)); got != tc.want {
+			t.Errorf("%s:\n got %s\nwant %s", tc.name, got, tc.want)
+		}
 	}
 }
 
-// A changed image replaces the container; a Pod that has a deadline is looked at
-// again when it is over.
-func TestDecideChanges(t *testing.T) {
-	start := metav1.NewTime(noon.Add(-time.Minute))
-	deadline := int64(90)
-	w := wanted{pod: &corev1.Pod{Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyAlways, ActiveDeadlineSeconds: &deadline}, Status: corev1.PodStatus{StartTime: &start}}}
-	o := see(box{app, "a", "up", observed{}})
-	o.c.Image = "img:2"
-	p := decide(w, []*observed{o}, noon)
-	if p.String() != "stop a" || p.stop[0].message != "Container a definition changed, will be restarted" {
-		t.Errorf("a new image: %v", p)
-	}
-	if want := noon.Add(30 * time.Second); !p.at.Equal(want) {
-		t.Errorf("looks again at %v, want %v", p.at, want)
+// TestDecideEnd: apps stop together, then sidecars from the last to the first.
+func TestDecideEnd(t *testing.T) {
+	all := []*observed{seen("i", initial, "exit 0"), seen("s", sidecar, "run"), seen("r", sidecar, "run"), seen("a", app, "run"), seen("b", app, "run")}
+	stopped := map[string]bool{}
+	for _, want := range []string{"stop a; stop b", "stop b", "stop r", "stop s", "finished"} {
+		for _, w := range []wanted{{pod: aPod(corev1.RestartPolicyAlways), ending: true}, {pod: aPod(corev1.RestartPolicyAlways), failed: &failure{"Evicted", "x"}}} {
+			if got := told(decide(w, all, epoch)); got != want {
+				t.Errorf("after %v: %s, not %s", stopped, got, want)
+			}
+		}
+		if name, ok := strings.CutPrefix(want, "stop "); ok {
+			name, _, _ = strings.Cut(name, ";")
+			stopped[name] = true
+			for i, o := range all {
+				if o.c.Name == name {
+					all[i] = seen(name, o.kind, "exit 0")
+				}
+			}
+		}
 	}
 }
 
+// TestDecideDeadline: the plan looks again when activeDeadlineSeconds are over.
+func TestDecideDeadline(t *testing.T) {
+	pod := aPod(corev1.RestartPolicyAlways, func(p *corev1.Pod) {
+		seconds, start := int64(30), metav1.NewTime(epoch)
+		p.Spec.ActiveDeadlineSeconds, p.Status.StartTime = &seconds, &start
+	})
+	if got := told(decide(wanted{pod: pod}, []*observed{seen("a", app, "run")}, epoch)); got != "sandbox; again +30s" {
+		t.Error(got)
+	}
+}
+
+// TestBackOff: ten seconds, doubled to five minutes, forgotten by a container
+// that ran for ten.
 func TestBackOff(t *testing.T) {
 	var got []time.Duration
 	cur := time.Duration(0)
-	for range 8 {
+	for range 7 {
 		cur = nextBackOff(cur, time.Second)
 		got = append(got, cur)
 	}
-	if s := fmt.Sprint(got); s != "[10s 20s 40s 1m20s 2m40s 5m0s 5m0s 5m0s]" {
-		t.Errorf("back-offs %v", s)
+	want := []time.Duration{10 * time.Second, 20 * time.Second, 40 * time.Second, 80 * time.Second, 160 * time.Second, 300 * time.Second, 300 * time.Second}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%v", got)
 	}
-	if got := nextBackOff(5*time.Minute, 10*time.Minute); got != 10*time.Second {
-		t.Errorf("after ten good minutes: %v", got)
+	if d := nextBackOff(300*time.Second, 10*time.Minute); d != 10*time.Second {
+		t.Errorf("after ten minutes %v", d)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/component-helpers/node/util/sysctl"
+	helper "k8s.io/component-helpers/resource"
 
 	"edged/runtime/engine"
 	"edged/runtime/sandbox"
@@ -158,6 +159,12 @@ func resources(pod *corev1.Pod, c *corev1.Container, memory int64) engine.Resour
 	return r
 }
 
+// podShares are those of the whole Pod.
+func podShares(pod *corev1.Pod) uint64 {
+	requests := helper.PodRequests(pod, helper.PodResourcesOptions{})
+	return uint64(min(max(requests.Cpu().MilliValue()*sharesPerCPU/1000, minShares), maxShares))
+}
+
 // oomScore is the kubelet's: what asks for more of the memory dies later.
 func oomScore(pod *corev1.Pod, c *corev1.Container, memory int64) int {
 	switch pod.Status.QOSClass {
@@ -243,7 +250,7 @@ func id(v *int64) *uint32 {
 
 // nonRoot refuses what would run as root, with the kubelet's words.
 func (m *making) nonRoot(user *int64) error {
-	name := fmt.Sprintf("pod: \"%s_%s(%s)\", container: %s", m.pod.Name, m.pod.Namespace, m.pod.UID, m.slot.c.Name)
+	name := fmt.Sprintf("pod: %q, container: %s", describe(m.pod), m.slot.c.Name)
 	if user != nil {
 		if *user == 0 {
 			return configErrorf("container's runAsUser breaks non-root policy (%s)", name)

@@ -26,7 +26,7 @@ func (w *Worker) start(ctx context.Context, o *observed) bool {
 	if m.pulling {
 		return false
 	}
-	if m.image == nil || m.blocked != nil {
+	if m.image == nil || m.imageRef != o.c.Image || m.blocked != nil {
 		w.pull(ctx, o, m)
 		return false
 	}
@@ -70,7 +70,7 @@ func (w *Worker) pull(ctx context.Context, o *observed, m *memory) {
 			var bad *image.Error
 			switch {
 			case err == nil:
-				m.image, m.blocked = &img, nil
+				m.image, m.imageRef, m.blocked = &img, c.Image, nil
 			case errors.As(err, &bad):
 				m.blocked = &waiting{reason: bad.Reason, message: bad.Message, until: time.Now().Add(max(bad.RetryAfter, time.Second))}
 			default:
@@ -128,8 +128,23 @@ func (w *Worker) create(ctx context.Context, o *observed, m *memory, img engine.
 		return nil
 	}
 	w.dev.Event(pod, c.Name, corev1.EventTypeNormal, "Started", "Container started")
+	w.setShares()
 	w.follows(ctx, spec.ID, m)
 	return nil
+}
+
+// setShares gives the Pod its share of the CPU against other Pods: what its
+// containers ask for together.
+func (w *Worker) setShares() {
+	shares := podShares(w.w.pod)
+	if shares == w.shares {
+		return
+	}
+	if err := w.dev.Engine.SetGroup(cgroupOf(w.uid), shares); err != nil {
+		w.dev.Logger.Error("a Pod has not its share of the CPU", "pod", w.name(), "err", err)
+		return
+	}
+	w.shares = shares
 }
 
 func (w *Worker) pidNSOf(container string) string {
@@ -150,7 +165,8 @@ func (w *Worker) follows(ctx context.Context, id string, m *memory) {
 		cur := list[len(list)-1]
 		o := &observed{slot: sl, cur: &cur}
 		r := sl.c.Resources
-		m.runID, m.applied, m.logDone, m.dead, m.hookFail, m.stopping = id, &r, false, false, "", nil
+		m.runID, m.applied, m.logDone, m.dead, m.hookFail, m.stopping = id, &r, false, "", "", nil
+		m.replaced, m.held = false, time.Time{}
 		m.started, m.ready = sl.c.StartupProbe == nil, sl.c.ReadinessProbe == nil
 		if cur.State != engine.Running {
 			w.openLog(ctx, o, m) // it ended at once: what it printed is still there
@@ -227,5 +243,6 @@ func (w *Worker) resize(ctx context.Context, o *observed, m *memory) {
 	if err := w.dev.Engine.UpdateResources(ctx, o.cur.ID, resources(w.w.pod, o.c, w.dev.MemoryBytes)); err != nil {
 		w.dev.Event(w.w.pod, o.c.Name, corev1.EventTypeWarning, "ResizeFailed", err.Error())
 	}
+	w.setShares()
 	m.applied = &r
 }

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -73,7 +74,7 @@ func phase(w wanted, all []*observed) corev1.PodPhase {
 	if done := w.pod.Status.Phase; done == corev1.PodFailed || done == corev1.PodSucceeded {
 		return done // final
 	}
-	if out := outcome(w.pod.Spec.RestartPolicy, all); out != "" {
+	if out := outcome(w.pod.Spec.RestartPolicy, all, false); out != "" {
 		for _, o := range all {
 			if o.running() {
 				return corev1.PodRunning
@@ -83,7 +84,7 @@ func phase(w wanted, all []*observed) corev1.PodPhase {
 	}
 	if w.ending {
 		// Deleted: all containers have ended, or are about to.
-		if out := outcome(corev1.RestartPolicyNever, all); out != "" && !slices.ContainsFunc(all, (*observed).running) {
+		if out := outcome(w.pod.Spec.RestartPolicy, all, true); out != "" && !slices.ContainsFunc(all, (*observed).running) {
 			return out
 		}
 	}
@@ -132,34 +133,26 @@ func containerStatus(w wanted, o *observed, p plan, f facts) corev1.ContainerSta
 		cs.ContainerID = "containerd://" + o.cur.ID
 		started := o.started && !o.hooking
 		cs.Started = &started
-		cs.Ready = started && o.ready // also while it is being stopped, as the kubelet has it
+		cs.Ready = started && o.ready && (o.kind == app || o.kind == sidecar) // also while it is being stopped
 		cs.Resources = o.c.Resources.DeepCopy()
 		cs.AllocatedResources = o.c.Resources.Requests.DeepCopy()
-		cs.User = nil
 	case o.ended():
 		t := terminated(o, f)
 		started := false
 		cs.Started = &started
 		cs.ContainerID = t.ContainerID
-		wait, waits := p.waits[o.c.Name]
-		again := waits || slices.Contains(p.start, o.c.Name)
-		switch {
-		case again && !w.ending:
+		// One that is about to start again stays terminated until there is a
+		// reason to wait, as the kubelet shows it.
+		if wait, waits := p.waits[o.c.Name]; waits && !w.ending {
 			cs.LastTerminationState.Terminated = t
-			if !waits {
-				wait = waiting{reason: "ContainerCreating"}
-				if o.kind == app && o.known != nil && o.known.State.Waiting != nil {
-					wait.reason = o.known.State.Waiting.Reason
-				}
-			}
 			cs.State.Waiting = &corev1.ContainerStateWaiting{Reason: wait.reason, Message: wait.message}
-		default:
+		} else {
 			cs.State.Terminated = t
 			cs.Ready = o.kind == initial && t.ExitCode == 0
 		}
 	default:
 		reason := "ContainerCreating"
-		if hasInit(w.pod) && (o.kind == app || o.kind != ephemeral && !slices.Contains(p.start, o.c.Name)) {
+		if hasInit(w.pod) {
 			reason = "PodInitializing"
 		}
 		if wait, ok := p.waits[o.c.Name]; ok {
@@ -169,6 +162,9 @@ func containerStatus(w wanted, o *observed, p plan, f facts) corev1.ContainerSta
 		}
 		started := false
 		cs.Started = &started
+	}
+	if o.kind == ephemeral {
+		cs.Started = nil // it has no probes
 	}
 	if cs.LastTerminationState.Terminated == nil {
 		if o.prev != nil {
@@ -281,11 +277,8 @@ func conditions(s *corev1.PodStatus, w wanted, all []*observed, f facts, now tim
 	ready := len(unready) == 0 && !done
 	set(corev1.ContainersReady, ready, reason, message)
 	if ready {
-		for _, g := range w.pod.Spec.ReadinessGates {
-			if !isConditionTrue(s, g.ConditionType) {
-				ready, reason = false, "ReadinessGatesNotReady"
-				message = "the status of pod readiness gate \"" + string(g.ConditionType) + "\" is not \"True\", but False"
-			}
+		if closed := closedGates(s, w.pod); len(closed) > 0 {
+			ready, reason, message = false, "ReadinessGatesNotReady", strings.Join(closed, ", ")
 		}
 	}
 	set(corev1.PodReady, ready, reason, message)
@@ -302,8 +295,19 @@ func find(s *corev1.PodStatus, o *observed) *corev1.ContainerStatus {
 	return nil
 }
 
-func isConditionTrue(s *corev1.PodStatus, t corev1.PodConditionType) bool {
-	return slices.ContainsFunc(s.Conditions, func(c corev1.PodCondition) bool { return c.Type == t && c.Status == corev1.ConditionTrue })
+// closedGates says why the Pod's readiness gates keep it from being ready.
+func closedGates(s *corev1.PodStatus, pod *corev1.Pod) []string {
+	var closed []string
+	for _, g := range pod.Spec.ReadinessGates {
+		i := slices.IndexFunc(s.Conditions, func(c corev1.PodCondition) bool { return c.Type == g.ConditionType })
+		switch {
+		case i < 0:
+			closed = append(closed, fmt.Sprintf("corresponding condition of pod readiness gate %q does not exist.", g.ConditionType))
+		case s.Conditions[i].Status != corev1.ConditionTrue:
+			closed = append(closed, fmt.Sprintf("the status of pod readiness gate %q is not \"True\", but %v", g.ConditionType, s.Conditions[i].Status))
+		}
+	}
+	return closed
 }
 
 // setCondition keeps the time of the last transition when there is none.

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"edged/runtime/engine"
+	"edged/runtime/probe"
 )
 
 // hookGrace is what a container gets after its preStop hook used up the grace
@@ -17,17 +18,17 @@ import (
 const hookGrace = 2 * time.Second
 
 // graceOf is the grace period of a stop, in seconds.
-func (w *Worker) graceOf(o *observed, unhealthy bool) int64 {
+func (w *Worker) graceOf(o *observed, failed probe.Kind) int64 {
 	grace := int64(corev1.DefaultTerminationGracePeriodSeconds)
 	if g := w.w.pod.Spec.TerminationGracePeriodSeconds; g != nil {
 		grace = *g
 	}
-	if unhealthy {
-		for _, p := range []*corev1.Probe{o.c.LivenessProbe, o.c.StartupProbe} {
-			if p != nil && p.TerminationGracePeriodSeconds != nil {
-				grace = *p.TerminationGracePeriodSeconds
-			}
-		}
+	asked := o.c.LivenessProbe
+	if failed == probe.Startup {
+		asked = o.c.StartupProbe
+	}
+	if failed != "" && asked != nil && asked.TerminationGracePeriodSeconds != nil {
+		grace = *asked.TerminationGracePeriodSeconds
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -40,7 +41,7 @@ func (w *Worker) graceOf(o *observed, unhealthy bool) int64 {
 // beginStop begins to stop a container, or shortens a stop under way.
 func (w *Worker) beginStop(ctx context.Context, o *observed, s stop) {
 	m := w.mem[o.c.Name]
-	grace := time.Duration(w.graceOf(o, s.unhealthy)) * time.Second
+	grace := time.Duration(w.graceOf(o, s.failed)) * time.Second
 	deadline := time.Now().Add(grace)
 	if st := m.stopping; st != nil {
 		// An end of the whole Pod may come with a shorter grace period.
@@ -54,13 +55,10 @@ func (w *Worker) beginStop(ctx context.Context, o *observed, s stop) {
 		message = fmt.Sprintf("Stopping container %s", o.c.Name)
 	}
 	w.dev.Event(w.w.pod, o.c.Name, corev1.EventTypeNormal, "Killing", message)
-	st := &stopping{deadline: deadline, unhealthy: s.unhealthy}
-	m.stopping = st
+	st := &stopping{deadline: deadline}
+	m.stopping, m.replaced = st, s.replace
 	if m.probes != nil {
-		// A container that ends is not probed; readiness stays until it has ended,
-		// as the endpoints take it out by its deletion.
-		m.probes.Stop()
-		m.probes = nil
+		m.probes.Ending()
 	}
 	hook := o.c.Lifecycle
 	if hook == nil || hook.PreStop == nil || grace == 0 {

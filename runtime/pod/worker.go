@@ -33,6 +33,7 @@ type Engine interface {
 	Stdio(ctx context.Context, id string) (engine.Stdio, error)
 	Exec(ctx context.Context, id string, spec engine.ExecSpec, streams engine.Streams) (int, error)
 	UpdateResources(ctx context.Context, id string, r engine.Resources) error
+	SetGroup(group string, cpuShares uint64) error
 }
 
 // Volumes is what a worker needs of runtime/volume.
@@ -87,13 +88,17 @@ type memory struct {
 	backedID string // the attempt whose end backOff already counts
 	blocked  *waiting
 	image    *engine.Image
+	imageRef string // that image is what this names
 	pulling  bool
 	runID    string // the attempt that the rest is about
 	started  bool
 	ready    bool
-	dead     bool
+	dead     probe.Kind
 	hooking  bool
 	hookFail string
+	backTold string    // the attempt whose back-off was told
+	replaced bool      // it was stopped to be started as it is defined now
+	held     time.Time // until when its end is not told
 	probes   *probe.Set
 	log      *podlog.Writer
 	logDone  bool
@@ -103,11 +108,10 @@ type memory struct {
 
 // stopping is a stop under way.
 type stopping struct {
-	deadline  time.Time
-	hookDone  bool
-	signaled  bool
-	killed    bool
-	unhealthy bool
+	deadline time.Time
+	hookDone bool
+	signaled bool
+	killed   bool
 }
 
 // Worker runs one Pod. Update, Stop and Poke may be called from any goroutine.
@@ -131,6 +135,7 @@ type Worker struct {
 	boxReady bool
 	volumes  map[string]string
 	again    time.Time // when volumes want to be looked at
+	shares   uint64    // of the CPU, that the Pod's control group has
 	blockErr string    // the last sandbox or volume error told
 	blocked  time.Time // until when it is not tried again
 	began    time.Time
@@ -281,7 +286,11 @@ func (w *Worker) step(ctx context.Context) (gone bool, at time.Time) {
 			p.wake(now.Add(time.Second))
 		}
 	}
-	w.tell(status(w.w, all, p, w.facts(), now))
+	if until := w.held(all, now); until.IsZero() {
+		w.tell(status(w.w, all, p, w.facts(), now))
+	} else {
+		p.wake(until)
+	}
 	if p.finished && w.tidied && w.w.pod.DeletionTimestamp != nil {
 		if err := w.forget(ctx); err != nil {
 			w.dev.Logger.Error("a Pod is not removed from the device yet", "pod", w.name(), "err", err)
@@ -303,10 +312,40 @@ func (w *Worker) find(all []*observed, name string) *observed {
 	return nil
 }
 
-// waitsOf adds the reasons that starting just gave.
+// holdReplaced is how long the end of a container that is replaced may stay
+// untold.
+const holdReplaced = time.Second
+
+// held is until when nothing is told, zero for now. The end of a container
+// that was stopped to be started anew, in the same breath, is not a state of
+// the Pod; the kubelet does not show it either. It spares two writes.
+func (w *Worker) held(all []*observed, now time.Time) (until time.Time) {
+	if w.w.ending || w.w.failed != nil {
+		return until
+	}
+	for _, o := range all {
+		m := w.mem[o.c.Name]
+		if !m.replaced || !o.ended() || m.blocked != nil {
+			continue
+		}
+		if m.held.IsZero() {
+			m.held = now.Add(holdReplaced)
+		}
+		if m.held.After(until) && now.Before(m.held) {
+			until = m.held
+		}
+	}
+	return until
+}
+
+// waitsOf adds the reasons that starting just gave, and tells of a back-off.
 func (w *Worker) waitsOf(all []*observed, p *plan) {
 	for _, o := range all {
 		m := w.mem[o.c.Name]
+		if p.waits[o.c.Name].reason == "CrashLoopBackOff" && m.backTold != m.backedID {
+			m.backTold = m.backedID
+			w.dev.Event(w.w.pod, o.c.Name, corev1.EventTypeWarning, "BackOff", fmt.Sprintf("Back-off restarting failed container %s in pod %s", o.c.Name, describe(w.w.pod)))
+		}
 		if m.blocked != nil && !o.running() {
 			p.waits[o.c.Name] = *m.blocked
 			p.wake(m.blocked.until)
@@ -361,13 +400,10 @@ func (w *Worker) observe(ctx context.Context) []*observed {
 			}
 		} else if o.known != nil && (o.known.State.Running != nil || o.known.State.Terminated != nil || o.known.LastTerminationState.Terminated != nil) {
 			o.next = int(o.known.RestartCount) + 1
-			if o.known.State.Waiting != nil {
-				o.next = int(o.known.RestartCount) + 1
-			}
 		}
 		w.remember(ctx, o, m)
 		o.backOff, o.blocked, o.started, o.ready, o.dead = m.backOff, m.blocked, m.started, m.ready, m.dead
-		o.hooking, o.hookFail, o.stopping = m.hooking, m.hookFail, m.stopping != nil
+		o.hooking, o.hookFail, o.stopping, o.replaced = m.hooking, m.hookFail, m.stopping != nil, m.replaced
 		all = append(all, o)
 	}
 	return all
@@ -435,9 +471,14 @@ func (w *Worker) probed(id string, m *memory, r probe.Result) {
 	}
 	switch r.Kind {
 	case probe.Startup:
-		m.started, m.dead = m.started || r.OK, m.dead || !r.OK
+		m.started = m.started || r.OK
+		if !r.OK && m.dead == "" {
+			m.dead = r.Kind
+		}
 	case probe.Liveness:
-		m.dead = m.dead || !r.OK
+		if !r.OK && m.dead == "" {
+			m.dead = r.Kind
+		}
 	case probe.Readiness:
 		m.ready = r.OK
 	}
@@ -500,7 +541,7 @@ func (w *Worker) settleEnd(o *observed, m *memory) {
 		log.Wait()
 		m.log, m.logDone = nil, true
 	}
-	m.started, m.ready, m.dead, m.hooking, m.stopping = false, false, false, false, nil
+	m.started, m.ready, m.dead, m.hooking, m.stopping = false, false, "", false, nil
 	if m.backedID != o.cur.ID {
 		if m.backedID != "" || o.next > 1 {
 			m.backOff = nextBackOff(m.backOff, o.cur.FinishedAt.Sub(o.cur.StartedAt))

@@ -62,7 +62,8 @@ type Set struct {
 	target Target
 	report func(Result)
 	fail   func(kind Kind, output string)
-	cancel context.CancelFunc
+	cancel context.CancelFunc // of all
+	ending context.CancelFunc // of those that would have the container restarted
 	wg     sync.WaitGroup
 }
 
@@ -71,27 +72,33 @@ type Set struct {
 // Liveness and readiness wait until a startup probe has succeeded.
 func Start(t Target, report func(Result), fail func(Kind, string)) *Set {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Set{target: t, report: report, fail: fail, cancel: cancel}
+	living, ending := context.WithCancel(ctx)
+	s := &Set{target: t, report: report, fail: fail, cancel: cancel, ending: ending}
 	started := make(chan struct{})
 	c := t.Container
 	if c.StartupProbe == nil || t.Resumed {
 		close(started)
 	} else {
 		var once sync.Once
-		s.run(ctx, Startup, c.StartupProbe, nil, func(ok bool) {
+		s.run(living, Startup, c.StartupProbe, nil, func(ok bool) {
 			if ok {
 				once.Do(func() { close(started) })
 			}
 		})
 	}
 	if c.LivenessProbe != nil {
-		s.run(ctx, Liveness, c.LivenessProbe, started, func(bool) {})
+		s.run(living, Liveness, c.LivenessProbe, started, func(bool) {})
 	}
 	if c.ReadinessProbe != nil {
 		s.run(ctx, Readiness, c.ReadinessProbe, started, func(bool) {})
 	}
 	return s
 }
+
+// Ending says that the container is being stopped: whether it still is ready
+// goes on to be probed, as it may serve until it has ended; whether to restart
+// it no longer matters.
+func (s *Set) Ending() { s.ending() }
 
 // Stop ends the probes and waits for one that is under way.
 func (s *Set) Stop() {
@@ -110,15 +117,16 @@ func (s *Set) run(ctx context.Context, kind Kind, p *corev1.Probe, after <-chan 
 			case <-after:
 			}
 		}
-		period := time.Duration(max(p.PeriodSeconds, 1)) * time.Second
+		period := time.Duration(p.PeriodSeconds) * time.Second
+		if p.PeriodSeconds <= 0 {
+			period = 10 * time.Second // the API's default
+		}
 		wait := time.Until(s.target.StartedAt.Add(time.Duration(p.InitialDelaySeconds) * time.Second))
 		if s.target.Resumed {
 			// Spread the probes of all containers that a restarted daemon finds.
 			wait = rand.N(period)
 		}
-		known := s.target.Resumed
-		state := known || kind == Liveness
-		count := 0
+		state := outcome{known: s.target.Resumed, now: s.target.Resumed}
 		for sleep(ctx, max(wait, 0)) {
 			begin := time.Now()
 			ok, output, err := s.once(ctx, p)
@@ -131,13 +139,7 @@ func (s *Set) run(ctx context.Context, kind Kind, p *corev1.Probe, after <-chan 
 			if !ok {
 				s.fail(kind, output)
 			}
-			if !known || ok != state {
-				count++
-			} else {
-				count = 0
-			}
-			if count > 0 && count >= threshold(p, ok) {
-				known, state, count = true, ok, 0
+			if state.add(ok, threshold(p, ok)) {
 				changed(ok)
 				s.report(Result{kind, ok})
 				if kind == Startup {
@@ -147,6 +149,27 @@ func (s *Set) run(ctx context.Context, kind Kind, p *corev1.Probe, after <-chan 
 			wait = period - time.Since(begin)
 		}
 	})
+}
+
+// outcome is what a probe's results in a row amount to.
+type outcome struct {
+	known, now bool // the outcome, if there is one yet
+	last       bool // the last result
+	run        int  // how many like it in a row
+}
+
+// add takes in one more result and tells whether the outcome changed.
+func (o *outcome) add(ok bool, threshold int) bool {
+	if o.run > 0 && o.last == ok {
+		o.run++
+	} else {
+		o.last, o.run = ok, 1
+	}
+	if o.run < threshold || o.known && o.now == ok {
+		return false
+	}
+	o.known, o.now = true, ok
+	return true
 }
 
 func threshold(p *corev1.Probe, ok bool) int {

@@ -103,3 +103,67 @@ func TestHandlers(t *testing.T) {
 		}
 	}
 }
+
+// TestOutcome: only results in a row count, from the first one on.
+func TestOutcome(t *testing.T) {
+	const successes, failures = 3, 2
+	for name, tc := range map[string]struct {
+		resumed      bool
+		results, out string // + and - ; what each changed the outcome to, or .
+	}{
+		"mixed from the beginning": {false, "-+-++-+++", "........+"},
+		"failure known at once":    {false, "--", ".-"},
+		"stays":                    {false, "++++++", "..+..."},
+		"down and up":              {false, "+++-+--+++", "..+...-..+"},
+		"resumed as passed":        {true, "+++-+--", "......-"},
+	} {
+		o := outcome{known: tc.resumed, now: tc.resumed}
+		got := ""
+		for _, r := range tc.results {
+			threshold := failures
+			if r == '+' {
+				threshold = successes
+			}
+			if o.add(r == '+', threshold) {
+				got += string(r)
+			} else {
+				got += "."
+			}
+		}
+		if got != tc.out {
+			t.Errorf("%s: %s, not %s", name, got, tc.out)
+		}
+	}
+}
+
+// TestEnding: a container that is being stopped is probed for readiness only.
+func TestEnding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var live, ready atomic.Int32
+		p := func(what string) *corev1.Probe {
+			pr := execProbe(1, 1, 1)
+			pr.Exec.Command = []string{what}
+			return pr
+		}
+		s := Start(Target{
+			Container: &corev1.Container{LivenessProbe: p("live"), ReadinessProbe: p("ready")}, StartedAt: time.Now(),
+			Exec: func(_ context.Context, c []string) (int, string, error) {
+				if c[0] == "live" {
+					live.Add(1)
+				} else {
+					ready.Add(1)
+				}
+				return 0, "", nil
+			},
+		}, func(Result) {}, func(Kind, string) {})
+		time.Sleep(2500 * time.Millisecond)
+		s.Ending()
+		synctest.Wait()
+		was, wasReady := live.Load(), ready.Load()
+		time.Sleep(2 * time.Second)
+		if live.Load() != was || ready.Load() != wasReady+2 || was == 0 {
+			t.Errorf("liveness %d to %d, readiness %d to %d", was, live.Load(), wasReady, ready.Load())
+		}
+		s.Stop()
+	})
+}
