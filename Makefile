@@ -77,6 +77,10 @@ cross: deps ## dist/: static binaries for every architecture, packages, SBOMs, c
 cross-check: deps ## build dist/ twice, the second time with nothing cached, and compare
 	bash .ci/cross-check.sh
 
+.PHONY: image
+image: deps ## dist/edged-<board>.img and .upgrade: make image BOARD=rpi|amd64 [CONFIG=edged.yaml]
+	bash .ci/image.sh $(BOARD)
+
 .PHONY: unit-arm
 unit-arm: ## unit tests of what can run under qemu-user, for arm64 and arm
 	bash .ci/unit-arm.sh

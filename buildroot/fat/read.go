@@ -260,7 +260,7 @@ func (v *Volume) Overwrite(w io.WriterAt, path string, data []byte) error {
 	return nil
 }
 
-// ReplaceDir writes another content into a folder of the root that has room
+// ReplaceDir writes another content into a folder that has room
 // bytes of its own, as it was given to Format. sync is called between content and
 // table.
 func (v *Volume) ReplaceDir(w io.WriterAt, path string, room int64, files []File, sync func() error) error {
@@ -268,12 +268,20 @@ func (v *Volume) ReplaceDir(w io.WriterAt, path string, room int64, files []File
 	if err != nil {
 		return err
 	}
+	up, err := v.lookup(path[:max(0, strings.LastIndexByte(path, '/'))])
+	if err != nil {
+		return err
+	}
+	parent := up.cluster
+	if parent == rootCluster {
+		parent = 0
+	}
 	b := &builder{w: w, g: v.g, first: n.cluster, next: n.cluster}
 	b.end = n.cluster + b.clustersFor(room)/(sectorBytes/4)*(sectorBytes/4)
 	if !n.dir || n.cluster%(sectorBytes/4) != 0 || b.end > rootCluster+v.g.clusters {
 		return fmt.Errorf("%s is not a folder with room of its own", path)
 	}
-	if _, err := b.fill(files, 0); err != nil {
+	if _, err := b.fill(files, parent); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	b.w = w

@@ -5,6 +5,7 @@ func commands() map[string]command {
 	return map[string]command{
 		"check":      {"tell whether this machine is fit, and what is missing", runCheck},
 		"image":      {"import, list and remove container images", runImage},
+		"init":       {"be the first process of edged's image", runInit},
 		"kubeconfig": {"print a kubeconfig for another machine", runKubeconfig},
 		"reset":      {"remove everything that edged made on this machine", runReset},
 		"run":        {"start this device", runRun},

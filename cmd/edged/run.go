@@ -175,6 +175,7 @@ func (d *device) run(ctx context.Context) error {
 		return d.runNode(ctx, g)
 	})
 	g.Go(func() error { return d.announce(ctx) })
+	g.Go(func() error { return d.sayAlive(ctx) })
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
 		err = nil

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Builds dist/edged-<board>.img, .img.xz and .upgrade. usage: image.sh rpi|amd64
+#   DIST         where to (default dist)
+#   UPGRADE_KEY  file with the signing key's seed in hexadecimal; without it, one
+#                is made in .cache: good for trying, not for a fleet
+#   CONFIG       edged.yaml to put on it
+#   NOXZ=1       do not pack it
+set -euo pipefail
+cd "$(dirname "$0")/.."
+board=${1:?rpi or amd64}
+case $board in
+rpi) arch=arm64 ;;
+amd64) arch=amd64 ;;
+*) echo "image: no board $board" >&2; exit 2 ;;
+esac
+dist=$(realpath -m "${DIST:-dist}")
+export VERSION=${VERSION:-$(git describe --tags --always --dirty 2>/dev/null || echo unknown)}
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)} CGO_ENABLED=0 GOFLAGS=-trimpath
+export DEBIAN_FRONTEND=noninteractive
+missing=()
+for t in mksquashfs:squashfs-tools mke2fs:e2fsprogs xz:xz-utils; do
+  command -v "${t%:*}" >/dev/null || missing+=("${t#*:}")
+done
+[ ${#missing[@]} -eq 0 ] || { apt-get -qq update && apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null; }
+
+key=${UPGRADE_KEY:-.cache/upgrade.key}
+if [ ! -e "$key" ]; then
+  mkdir -p .cache
+  (umask 077 && od -An -tx1 -N32 /dev/urandom | tr -d ' \n' >"$key")
+fi
+debian=$PWD/.cache/debian/$arch
+[ -e "$debian/sbin/e2fsck.static" ] || bash .ci/apt-fetch.sh "$arch" "$debian" e2fsck-static ca-certificates
+if [ "$board" = rpi ]; then
+  kernel=$(cd buildroot/image/kernel && go list -m -f '{{.Dir}}' github.com/gokrazy/kernel.rpi)
+  [ -n "$kernel" ] || { (cd buildroot/image/kernel && go mod download); kernel=$(cd buildroot/image/kernel && go list -m -f '{{.Dir}}' github.com/gokrazy/kernel.rpi); }
+  firmware=$(cd buildroot/image/kernel && go list -m -f '{{.Dir}}' github.com/gokrazy/firmware)
+else
+  kernel=$debian firmware=$debian/usr/lib/systemd/boot/efi
+  [ -e "$firmware/systemd-bootx64.efi" ] || bash .ci/apt-fetch.sh "$arch" "$debian" systemd-boot-efi
+  # The kernel itself is what the metapackage depends on today.
+  [ -d "$debian/lib/modules" ] ||
+    bash .ci/apt-fetch.sh "$arch" "$debian" "$(bash .ci/apt-fetch.sh --depends "$arch" linux-image-cloud-amd64 | grep '^linux-image-6')"
+fi
+mkdir -p "$dist"
+init=$(mktemp)
+trap 'rm -f "$init"' EXIT
+if [ ! -x "${EDGED:=$dist/edged-linux-$arch}" ]; then ARCHS=$arch DIST=$dist bash .ci/cross.sh; fi
+GOOS=linux GOARCH=$arch go build -buildvcs=false -ldflags "-s -w -buildid=" -o "$init" ./buildroot/init
+go run ./buildroot/image -board "$board" -edged "$EDGED" -init "$init" -kernel "$kernel" -firmware "$firmware" -debian "$debian" \
+  -version "$VERSION" -key "$key" -config "${CONFIG:-}" -out "$dist/edged-$board.img"
+[ "${NOXZ:-}" ] || xz -T1 -6 -kf "$dist/edged-$board.img"
+(cd "$dist" && ls -l "edged-$board".*)

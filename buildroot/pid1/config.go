@@ -1,0 +1,238 @@
+package pid1
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+// Config is edged.yaml on the boot partition, the same for all cards.
+type Config struct {
+	// Hostname may hold {serial}; edged-{serial} if empty.
+	Hostname string `json:"hostname,omitempty"`
+	// Network has what DHCP does not tell. Links that it does not name use DHCP.
+	Network NetworkConfig `json:"network,omitempty"`
+	// NTP are the time servers, in place of DHCP's and pool.ntp.org.
+	NTP []string `json:"ntp,omitempty"`
+	// Secret of the cluster: moved to the data partition and wiped from the card's
+	// readable part at the first start.
+	Secret string `json:"secret,omitempty"`
+	// Data: "recreate" makes a damaged data partition anew.
+	Data string `json:"data,omitempty"`
+	// Kubeconfig: "boot" puts an administrator's kubeconfig, good for a year, on the
+	// boot partition when the device is ready: the machine has no login.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// Edged are flags of `edged run`.
+	Edged map[string]any `json:"edged,omitempty"`
+}
+
+// NetworkConfig is static addressing.
+type NetworkConfig struct {
+	Links []LinkConfig `json:"links,omitempty"`
+	DNS   []netip.Addr `json:"dns,omitempty"`
+}
+
+// LinkConfig is one link's.
+type LinkConfig struct {
+	Name    string       `json:"name"`
+	Address netip.Prefix `json:"address"`
+	Gateway netip.Addr   `json:"gateway,omitempty"`
+}
+
+// ConfigName is the file on the boot partition. It has a fixed size, so that it
+// is rewritten in place: [PadConfig].
+const (
+	ConfigName  = "edged.yaml"
+	ConfigBytes = 16384
+	// KubeconfigName is where Kubeconfig puts it, and as long.
+	KubeconfigName = "kubeconfig.yaml"
+)
+
+// ParseConfig reads edged.yaml and refuses what it does not know.
+func ParseConfig(data []byte) (c Config, err error) {
+	data = bytes.TrimRight(data, " \n\x00")
+	if err := yaml.UnmarshalStrict(data, &c); err != nil {
+		return Config{}, fmt.Errorf("%s: %w", ConfigName, err)
+	}
+	if c.Data != "" && c.Data != "recreate" {
+		return Config{}, fmt.Errorf("%s: data: %q is not recreate", ConfigName, c.Data)
+	}
+	if c.Kubeconfig != "" && c.Kubeconfig != "boot" {
+		return Config{}, fmt.Errorf("%s: kubeconfig: %q is not boot", ConfigName, c.Kubeconfig)
+	}
+	for _, l := range c.Network.Links {
+		if l.Name == "" || !l.Address.IsValid() || !l.Address.Addr().Is4() {
+			return Config{}, fmt.Errorf("%s: network: a link needs a name and an IPv4 address like 10.0.0.2/24", ConfigName)
+		}
+	}
+	for _, key := range []string{"config", "data-dir", "run-dir"} {
+		if _, set := c.Edged[key]; set {
+			return Config{}, fmt.Errorf("%s: edged: %s is fixed on this image", ConfigName, key)
+		}
+	}
+	return c, nil
+}
+
+// PadConfig makes a config as long as the file on the boot partition.
+func PadConfig(data []byte) ([]byte, error) {
+	data = bytes.TrimRight(data, " \n\x00")
+	if len(data) >= ConfigBytes {
+		return nil, fmt.Errorf("%s has %d bytes, more than %d", ConfigName, len(data), ConfigBytes)
+	}
+	return append(data, bytes.Repeat([]byte("\n"), ConfigBytes-len(data))...), nil
+}
+
+// WithoutSecret blanks the value of the top-level key secret and leaves
+// everything else, comments included, as it is.
+func WithoutSecret(data []byte) []byte {
+	lines := bytes.Split(data, []byte("\n"))
+	for i, l := range lines {
+		if bytes.HasPrefix(l, []byte("secret:")) {
+			lines[i] = append([]byte("# secret: taken"), bytes.Repeat([]byte(" "), max(0, len(l)-15))...)
+		}
+	}
+	return bytes.Join(lines, []byte("\n"))
+}
+
+func (s *system) readConfig() error {
+	f, v, err := s.openFAT()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	data, err := v.ReadFile(ConfigName)
+	if err != nil {
+		return err
+	}
+	s.config, err = ParseConfig(data)
+	return err
+}
+
+// secretPath is where the cluster's secret is kept.
+const secretPath = stateDir + "/cluster-secret"
+
+// consumeSecret moves the secret: first it is safe on the data partition, then
+// it leaves the boot partition.
+func (s *system) consumeSecret() error {
+	if s.config.Secret == "" {
+		return nil
+	}
+	f, err := os.OpenFile(secretPath+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(s.config.Secret + "\n")
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(secretPath+".new", secretPath); err != nil {
+		return err
+	}
+	if err := syncDir(stateDir); err != nil {
+		return err
+	}
+	boot, v, err := s.openFAT()
+	if err != nil {
+		return err
+	}
+	defer boot.Close()
+	data, err := v.ReadFile(ConfigName)
+	if err != nil {
+		return err
+	}
+	clean := WithoutSecret(data)
+	if bytes.Contains(clean, []byte(s.config.Secret)) {
+		return fmt.Errorf("the secret is on several lines of %s and stays there: write it as one line `secret: …`", ConfigName)
+	}
+	if clean, err = PadConfig(clean); err != nil {
+		return err
+	}
+	if err := v.Overwrite(boot, ConfigName, clean); err != nil {
+		return err
+	}
+	return boot.Sync()
+}
+
+// giveKubeconfig puts the administrator's kubeconfig on the boot partition.
+func (s *system) giveKubeconfig() error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	p, err := os.StartProcess("/bin/edged", []string{"edged", "kubeconfig", "--ttl", "8760h"},
+		&os.ProcAttr{Dir: "/", Files: []*os.File{nil, w, s.console.f}})
+	w.Close()
+	if err != nil {
+		return err
+	}
+	// Whoever reaps collects it; what counts is what it printed.
+	if err := p.Release(); err != nil {
+		return err
+	}
+	data, err := io.ReadAll(io.LimitReader(r, ConfigBytes))
+	if err != nil {
+		return err
+	}
+	if len(data) == 0 {
+		return errors.New("the daemon gave none")
+	}
+	if data, err = PadConfig(data); err != nil {
+		return err
+	}
+	boot, v, err := s.openFAT()
+	if err != nil {
+		return err
+	}
+	defer boot.Close()
+	if err := v.Overwrite(boot, KubeconfigName, data); err != nil {
+		return err
+	}
+	return boot.Sync()
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// daemonConfig writes the file that `edged run` reads.
+func (s *system) daemonConfig() error {
+	flags := map[string]any{}
+	for k, v := range s.config.Edged {
+		flags[k] = v
+	}
+	if _, set := flags["cluster-secret-file"]; !set && exists(secretPath) {
+		flags["cluster-secret-file"] = secretPath
+	}
+	data, err := yaml.Marshal(flags)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(configPath, data, 0o600)
+}
+
+// physicalLinks are the links that belong to a device, in the order of names.
+func physicalLinks() (out []string) {
+	entries, err := os.ReadDir("/sys/class/net")
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		if exists(filepath.Join("/sys/class/net", e.Name(), "device")) && !strings.HasPrefix(e.Name(), "wl") {
+			out = append(out, e.Name())
+		}
+	}
+	return out
+}
