@@ -88,6 +88,9 @@ type Config struct {
 	// StrictReconfig refuses changes of the membership that could cost the
 	// quorum.
 	StrictReconfig bool
+	// HashOnCompact remembers the hash of what a compaction forgets, for members
+	// and clients that compare; it costs reading everything each time.
+	HashOnCompact bool
 	// LeaseCheckpoint is how often the leader writes down how long leases have
 	// left, 0 for never: a new leader then gives them their full time.
 	LeaseCheckpoint time.Duration
@@ -169,7 +172,7 @@ func OpenUnready(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := mvcc.Open(mvcc.Config{Path: dbPath, Logger: cfg.Logger, Authenticated: remember(tokens)})
+	db, err := mvcc.Open(mvcc.Config{Path: dbPath, Logger: cfg.Logger, Authenticated: remember(tokens), HashOnCompact: cfg.HashOnCompact})
 	if err != nil {
 		return nil, err
 	}

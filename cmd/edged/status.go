@@ -56,6 +56,7 @@ func (d *device) controlHandlers(mux *http.ServeMux) {
 	}))
 	controlTokens(mux, join.NewTokens(d.registry, d.identity.CA(), time.Now))
 	controlImages(mux, lateEngine{d})
+	controlSnapshot(mux, d.store)
 }
 
 func (d *device) status() controlStatus {

@@ -100,6 +100,9 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer unlock()
+	if err := s.prepare(); err != nil {
+		return err
+	}
 	listeners, err := s.listen()
 	if err != nil {
 		return err
@@ -163,6 +166,7 @@ func (s *storeServer) open(ctx context.Context) (*raftstore.Store, error) {
 		AuthToken: c.authToken, AuthTokenTTL: time.Duration(c.authTokenTTL) * time.Second, BcryptCost: c.bcryptCost,
 		Tick: time.Duration(c.heartbeatMillis) * time.Millisecond, ElectionTicks: int(c.electionMillis / c.heartbeatMillis),
 		CommitEntries: c.snapshotCount, CatchUpEntries: c.catchUp, MaxLearners: c.maxLearners, StrictReconfig: c.strictReconfig,
+		HashOnCompact: true,
 	}
 	if c.features["LeaseCheckpoint"] {
 		conf.LeaseCheckpoint = leaseCheckpoint
@@ -172,6 +176,18 @@ func (s *storeServer) open(ctx context.Context) (*raftstore.Store, error) {
 		return nil, errors.Join(err, closed(network.Listener))
 	}
 	return st, nil
+}
+
+// prepare does what flags or the data ask for before the store is opened.
+func (s *storeServer) prepare() error {
+	dir := filepath.Join(s.cfg.dataDir, "member")
+	if !s.cfg.forceNew {
+		return nil
+	}
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil // a new member is alone anyway
+	}
+	return raftstore.ForceNew(dir, s.log)
 }
 
 // defragment gives free pages back at start if there are enough of them.

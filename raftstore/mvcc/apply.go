@@ -410,6 +410,9 @@ func (db *DB) compact(req *pb.CompactionRequest) (*pb.CompactionResponse, error)
 	case req.Revision > db.revision:
 		return nil, ErrFutureRev
 	}
+	if db.hashOnCompact {
+		db.hashBeforeCompaction(req.Revision)
+	}
 	db.compacted = req.Revision
 	rows := db.index.compact(req.Revision)
 	db.dirty.gone = append(db.dirty.gone, rows...)

@@ -45,6 +45,9 @@ type Config struct {
 	// that token is user's; without a token, that user's, or without a user
 	// everybody's, are worth nothing any more. It must not call back.
 	Authenticated func(token, user string)
+	// HashOnCompact remembers the hash of what a compaction forgets, at the cost
+	// of reading everything each time.
+	HashOnCompact bool
 }
 
 // Applied says how much of the log a state reflects.
@@ -63,6 +66,7 @@ type DB struct {
 	dir           string
 	log           *slog.Logger
 	authenticated func(token, user string)
+	hashOnCompact bool
 
 	// swapping is held for reading by who needs the file to stay the same one,
 	// committing by who writes to it, mu by who looks at the rest; taken in this
@@ -90,6 +94,7 @@ type DB struct {
 		rows   map[rowKey]bool // changed, added or removed
 		gone   []gone          // to delete from "key"
 	}
+	hashes  []KVHash // of compacted revisions
 	recent  ring
 	changed chan struct{} // closed and replaced when revision or compacted moves
 	closed  bool
@@ -104,7 +109,7 @@ func Open(cfg Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", cfg.Path, err)
 	}
-	db := &DB{bolt: b, dir: filepath.Dir(cfg.Path), log: cfg.Logger, authenticated: cfg.Authenticated, changed: make(chan struct{})}
+	db := &DB{bolt: b, dir: filepath.Dir(cfg.Path), log: cfg.Logger, authenticated: cfg.Authenticated, hashOnCompact: cfg.HashOnCompact, changed: make(chan struct{})}
 	db.empty()
 	if err := db.load(); err != nil {
 		b.Close()
@@ -180,7 +185,7 @@ func (db *DB) empty() {
 	db.index, db.revision, db.compacted, db.applied, db.conf = newIndex(), 1, 0, Applied{}, nil
 	db.leases, db.attached, db.alarms = map[int64]*lease{}, map[string]int64{}, map[pb.AlarmType]map[uint64]bool{}
 	db.auth, db.rows = auth.New(), map[string]map[string][]byte{}
-	db.pending, db.bytes, db.recent = nil, 0, ring{}
+	db.pending, db.bytes, db.recent, db.hashes = nil, 0, ring{}, nil
 	db.dirty.meta, db.dirty.gone = false, nil
 	db.dirty.leases, db.dirty.rows = map[int64]bool{}, map[rowKey]bool{}
 }

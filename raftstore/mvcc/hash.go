@@ -57,6 +57,34 @@ type KVHash struct {
 func (db *DB) HashKV(at int64) (KVHash, error) {
 	db.mu.RLock()
 	defer db.mu.RUnlock()
+	for _, h := range db.hashes {
+		if at > 0 && h.Revision == at {
+			h.Current = db.revision
+			return h, nil
+		}
+	}
+	return db.hashKV(at)
+}
+
+// keptHashes is how many hashes of compacted revisions are remembered.
+const keptHashes = 10
+
+// hashBeforeCompaction remembers the hash up to a revision that is about to be
+// compacted, as etcd does: members compare it although they compact at
+// different times. It reads all that is stored.
+func (db *DB) hashBeforeCompaction(at int64) {
+	h, err := db.hashKV(at)
+	if err != nil {
+		db.log.Warn("what is compacted was not hashed", "revision", at, "err", err)
+		return
+	}
+	if len(db.hashes) == keptHashes {
+		db.hashes = db.hashes[1:]
+	}
+	db.hashes = append(db.hashes, h)
+}
+
+func (db *DB) hashKV(at int64) (KVHash, error) {
 	out := KVHash{Revision: at, Compacted: db.compacted, Current: db.revision}
 	switch {
 	case at > db.revision:

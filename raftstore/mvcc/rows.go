@@ -136,3 +136,20 @@ func mustMarshal(m proto.Message) []byte {
 	}
 	return data
 }
+
+// ForgetMembers drops what a snapshot of etcd's says of the members that it was
+// taken from.
+func (db *DB) ForgetMembers() {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	for _, bucket := range []string{MembersBucket, RemovedBucket, ClusterBucket} {
+		for k := range db.rows[bucket] {
+			db.setRow(bucket, k, nil)
+		}
+	}
+	// An alarm is of a member.
+	for k := range db.rows[AlarmBucket] {
+		db.setRow(AlarmBucket, k, nil)
+	}
+	clear(db.alarms)
+}
