@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
+
+	"edged/net/announce"
 )
 
 // config is what a device is told. Its flags are the one table of settings:
@@ -31,6 +33,8 @@ type config struct {
 	serviceCIDR   string
 	clusterDNS    string
 	clusterDomain string
+	apiVIP        string
+	lbPool        []string
 	imageDir      string
 	logLevel      string
 	nodeLabels    []string
@@ -42,6 +46,8 @@ type config struct {
 		api, kubelet, etcd       netip.AddrPort
 		clusterCIDR, serviceCIDR netip.Prefix
 		clusterDNS               netip.Addr
+		apiVIP                   netip.Addr // invalid: none
+		lbPool                   announce.Pool
 		logLevel                 slog.Level
 		labels                   map[string]string
 		taints                   []taint
@@ -70,6 +76,8 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.serviceCIDR, "service-cidr", "10.43.0.0/16", "`prefix` of Service addresses")
 	fs.StringVar(&c.clusterDNS, "cluster-dns", "10.43.0.10", "`address` that Pods ask for names, out of --service-cidr")
 	fs.StringVar(&c.clusterDomain, "cluster-domain", "cluster.local", "DNS `domain` of the cluster")
+	fs.StringVar(&c.apiVIP, "api-vip", "", "`address` of the API that the leader has, on a network of its links; the same on all devices")
+	fs.StringSliceVar(&c.lbPool, "lb-pool", nil, "`range` of addresses for Services of type LoadBalancer (a-b, a prefix, an address); may be repeated; the same on all devices")
 	fs.StringVar(&c.imageDir, "image-dir", "", "`folder` of image archives to import at start (default <data-dir>/images)")
 	fs.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringSliceVar(&c.nodeLabels, "node-label", nil, "`key=value` to label this device with; may be repeated")
@@ -215,6 +223,14 @@ func (c *config) validateNetwork() (err error) {
 	}
 	if p.clusterDNS, err = netip.ParseAddr(c.clusterDNS); err != nil {
 		return misusef("--cluster-dns: %q is not an IP address", c.clusterDNS)
+	}
+	if c.apiVIP != "" {
+		if p.apiVIP, err = netip.ParseAddr(c.apiVIP); err != nil || !p.apiVIP.IsGlobalUnicast() {
+			return misusef("--api-vip: %q is not an address that a device can have", c.apiVIP)
+		}
+	}
+	if p.lbPool, err = announce.ParsePool(c.lbPool); err != nil {
+		return misusef("--lb-pool: %w", err)
 	}
 	if !p.serviceCIDR.Contains(p.clusterDNS) {
 		return misusef("--cluster-dns: %s is not in --service-cidr %s", p.clusterDNS, p.serviceCIDR)

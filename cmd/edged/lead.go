@@ -11,6 +11,7 @@ import (
 	"edged/apiserver/authz"
 	"edged/apiserver/registry"
 	"edged/controller"
+	"edged/net/announce"
 	"edged/scheduler"
 )
 
@@ -32,6 +33,13 @@ func (d *device) lead(ctx context.Context) error {
 				ServiceIP: firstOf(d.cfg.parsed.serviceCIDR), BootstrapObjects: bootstrap, RootCA: d.identity.CAPEM(), Logger: d.log,
 			})
 		})
+		if pool := d.cfg.parsed.lbPool; len(pool) > 0 {
+			g.Go(func() error { return announce.RunPool(ctx, d.registry, pool, d.log) })
+		}
+		if vip := d.cfg.parsed.apiVIP; vip.IsValid() {
+			d.announcer.Hold("api", []netip.Addr{vip})
+			defer d.announcer.Hold("api", nil)
+		}
 		g.Go(func() error {
 			return scheduler.Run(ctx, scheduler.Config{Registry: d.registry, Logger: d.log})
 		})

@@ -152,6 +152,7 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 	}
 	d.onClose(ways.Close)
 	g.Go(func() error { return ways.Run(ctx, d.registry) })
+	g.Go(func() error { return d.announcer.Follow(ctx, c.nodeName, d.registry) })
 	rules := policy.New(policy.Config{NodeName: c.nodeName, Table: table, Local: br.Attached, Logger: d.log})
 	g.Go(func() error { return rules.Run(ctx, d.registry) })
 	g.Go(func() error { return px.Run(ctx, d.registry) })

@@ -19,6 +19,7 @@ import (
 	"edged/apiserver"
 	"edged/apiserver/registry"
 	"edged/cluster/identity"
+	"edged/net/announce"
 	"edged/raftstore"
 	"edged/runtime/engine"
 )
@@ -49,7 +50,7 @@ func runRun(ctx context.Context, e env) error {
 	}
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: c.parsed.logLevel}))
 	routeKlog(log)
-	d := &device{cfg: &c, log: log}
+	d := &device{cfg: &c, log: log, announcer: announce.New(log)}
 	defer d.close()
 	if err := d.open(ctx); err != nil {
 		return err
@@ -71,6 +72,8 @@ type device struct {
 	api      *apiserver.Server
 	engine   *engine.Engine
 	node     nodeHandler // the kubelet API, once the agent runs
+	// announcer holds the addresses of load balancers and of the API.
+	announcer *announce.Announcer
 
 	ready   atomic.Bool // the registry has loaded
 	running atomic.Bool // Pods can run
@@ -125,9 +128,13 @@ func (d *device) open(ctx context.Context) (err error) {
 
 func (d *device) openIdentity() (err error) {
 	c := d.cfg
+	ips := []netip.Addr{d.nodeIP, firstOf(c.parsed.serviceCIDR), firstOf(c.parsed.clusterCIDR)}
+	if c.parsed.apiVIP.IsValid() {
+		ips = append(ips, c.parsed.apiVIP)
+	}
 	d.identity, err = identity.Open(identity.Config{
 		Dir: filepath.Join(c.dataDir, "pki"), NodeName: c.nodeName, Now: time.Now, Logger: d.log,
-		IPs: []netip.Addr{d.nodeIP, firstOf(c.parsed.serviceCIDR), firstOf(c.parsed.clusterCIDR)},
+		IPs: ips,
 		DNSNames: []string{
 			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.clusterDomain,
 		},
@@ -160,6 +167,7 @@ func (d *device) run(ctx context.Context) error {
 	g.Go(func() error { return d.registry.Run(ctx) })
 	g.Go(func() error { return d.watchStore(ctx) })
 	g.Go(func() error { return d.identity.Run(ctx) })
+	g.Go(func() error { return d.announcer.Run(ctx) })
 	d.serve(ctx, g)
 	g.Go(func() error {
 		if err := d.registry.WaitReady(ctx); err != nil {

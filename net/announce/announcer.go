@@ -1,0 +1,220 @@
+package announce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// lifetime of an address that is not renewed: for how long a device whose
+	// daemon died answers for it.
+	lifetime = 9 * time.Second
+	// renewEvery leaves two attempts to fail.
+	renewEvery = 3 * time.Second
+	// tellTimes is how often the neighbors are told, once per renewal: what is
+	// sent unasked may be lost.
+	tellTimes = 3
+)
+
+// Announcer holds addresses on this device's links.
+type Announcer struct {
+	// Set by New.
+	log  *slog.Logger
+	wake chan struct{} // holds one
+
+	mu   sync.Mutex // guards the following
+	want map[string][]netip.Addr
+
+	// Of the goroutine in Run.
+	held map[netip.Addr]*holding
+}
+
+// holding is an address that is ours now.
+type holding struct {
+	link int
+	name string
+	told int
+}
+
+// New prepares an announcer; Run does the work.
+func New(log *slog.Logger) *Announcer {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Announcer{log: log, wake: make(chan struct{}, 1), want: map[string][]netip.Addr{}, held: map[netip.Addr]*holding{}}
+}
+
+// Hold has the device hold these addresses for the sake of who, and no others.
+func (a *Announcer) Hold(who string, addrs []netip.Addr) {
+	a.mu.Lock()
+	same := slices.Equal(a.want[who], addrs)
+	a.want[who] = slices.Clone(addrs)
+	a.mu.Unlock()
+	if !same {
+		poke(a.wake)
+	}
+}
+
+// wanted is what all ask for.
+func (a *Announcer) wanted() map[netip.Addr]bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := map[netip.Addr]bool{}
+	for _, list := range a.want {
+		for _, x := range list {
+			out[x] = true
+		}
+	}
+	return out
+}
+
+// Run holds what is to be held until ctx ends, and lets go of everything then.
+func (a *Announcer) Run(ctx context.Context) error {
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("announce: opening netlink: %w", err)
+	}
+	defer nl.Close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var told string
+	for {
+		select {
+		case <-ctx.Done():
+			return a.settle(nl, nil)
+		case <-a.wake:
+		case <-timer.C:
+		}
+		err := a.settle(nl, a.wanted())
+		if text := fmt.Sprint(err); err != nil && text != told { // once
+			a.log.Error("addresses are not all announced", "err", err)
+			told = text
+		} else if err == nil {
+			told = ""
+		}
+		if len(a.held) > 0 || err != nil {
+			timer.Reset(renewEvery)
+		}
+	}
+}
+
+// settle takes, renews and lets go.
+func (a *Announcer) settle(nl *netlink.Handle, want map[netip.Addr]bool) error {
+	var errs []error
+	for _, addr := range slices.SortedFunc(maps.Keys(a.held), netip.Addr.Compare) {
+		if want[addr] {
+			continue
+		}
+		h := a.held[addr]
+		delete(a.held, addr)
+		err := nl.AddrDel(linkOf(h.link), &netlink.Addr{IPNet: hostNet(addr)})
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("letting go of %s: %w", addr, err))
+			continue
+		}
+		a.log.Info("address given up", "address", addr, "link", h.name)
+	}
+	for addr := range want {
+		if err := a.take(nl, addr); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// take adds the address or renews its lifetime, and tells the neighbors.
+func (a *Announcer) take(nl *netlink.Handle, addr netip.Addr) error {
+	link, err := linkFor(nl, addr)
+	if err != nil {
+		return err
+	}
+	at := link.Attrs()
+	h := a.held[addr]
+	if h != nil && h.link != at.Index {
+		_ = nl.AddrDel(linkOf(h.link), &netlink.Addr{IPNet: hostNet(addr)}) // the kernel will, soon
+		h = nil
+	}
+	entry := &netlink.Addr{IPNet: hostNet(addr), ValidLft: int(lifetime.Seconds()), PreferedLft: 0}
+	if addr.Is6() {
+		entry.Flags = unix.IFA_F_NODAD
+	} else {
+		// IPv4 knows no deprecated addresses for choosing a source; the
+		// link's own, which is older, stays first.
+		entry.PreferedLft = entry.ValidLft
+	}
+	if err := nl.AddrReplace(link, entry); err != nil {
+		return fmt.Errorf("adding it to %s: %w", at.Name, err)
+	}
+	if h == nil {
+		h = &holding{link: at.Index, name: at.Name}
+		a.held[addr] = h
+		a.log.Info("address announced", "address", addr, "link", at.Name)
+	}
+	if h.told < tellTimes {
+		h.told++
+		if err := tell(at.Index, at.HardwareAddr, addr); err != nil {
+			return fmt.Errorf("telling the neighbors on %s: %w", at.Name, err)
+		}
+	}
+	return nil
+}
+
+// linkFor is the link in whose network the address lies, else the default
+// route's.
+func linkFor(nl *netlink.Handle, addr netip.Addr) (netlink.Link, error) {
+	family := netlink.FAMILY_V4
+	if addr.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	list, err := nl.AddrList(nil, family)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("listing addresses: %w", err)
+	}
+	for _, x := range list {
+		if ones, bits := x.Mask.Size(); ones < bits && x.IPNet.Contains(addr.AsSlice()) {
+			if l, err := nl.LinkByIndex(x.LinkIndex); err == nil && canAnnounce(l) {
+				return l, nil
+			}
+		}
+	}
+	routes, err := nl.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("listing routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst != nil {
+			if ones, _ := r.Dst.Mask.Size(); ones > 0 {
+				continue
+			}
+		}
+		if l, err := nl.LinkByIndex(r.LinkIndex); err == nil && canAnnounce(l) {
+			return l, nil
+		}
+	}
+	return nil, errors.New("no link is up in whose network it lies, and there is no default route")
+}
+
+// canAnnounce says whether a link has neighbors that ask for addresses.
+func canAnnounce(l netlink.Link) bool {
+	at := l.Attrs()
+	return at.Flags&net.FlagUp != 0 && at.EncapType == "ether" && len(at.HardwareAddr) == 6
+}
+
+func linkOf(index int) netlink.Link {
+	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}
+}
+
+func hostNet(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+}

@@ -1,0 +1,79 @@
+package announce_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"edged/apiserver/registry"
+	"edged/apiserver/registry/registrytest"
+	"edged/net/announce"
+)
+
+// TestRunPool allocates in a registry: a Service gets an address, keeps it through a
+// change, and gives it to the next when it is a LoadBalancer no more.
+func TestRunPool(t *testing.T) {
+	reg := registrytest.New(t)
+	if _, err := registry.For[*corev1.Namespace](reg).Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns"}}); err != nil {
+		t.Fatal(err)
+	}
+	services := registry.For[*corev1.Service](reg)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- announce.RunPool(ctx, reg, pool(t, "192.0.2.10"), slog.New(slog.DiscardHandler))
+	}()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	create := func(name string) {
+		t.Helper()
+		s := service(name)
+		s.Spec.Ports = []corev1.ServicePort{{Port: 80}}
+		if _, err := services.Create(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has := func(name, ip string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+			s, _ := services.Get("ns", name)
+			got := ""
+			if s != nil && len(s.Status.LoadBalancer.Ingress) > 0 {
+				got = s.Status.LoadBalancer.Ingress[0].IP
+			}
+			if got == ip {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s has address %q, want %q", name, got, ip)
+			}
+		}
+	}
+	create("one")
+	has("one", "192.0.2.10")
+	create("two")
+	if _, err := services.Update(t.Context(), "ns", "one", func(s *corev1.Service) error {
+		s.Spec.Type = corev1.ServiceTypeClusterIP
+		s.Spec.Ports[0].NodePort = 0
+		s.Spec.AllocateLoadBalancerNodePorts = nil
+		s.Spec.ExternalTrafficPolicy = ""
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	has("two", "192.0.2.10")
+	has("one", "")
+	if err := services.Delete(t.Context(), "ns", "two", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	create("three")
+	has("three", "192.0.2.10")
+}
