@@ -110,13 +110,13 @@ func (a *Agent) podChanged(e registry.Event[*corev1.Pod]) {
 	}
 }
 
-// objectChanged pokes the Pods that use an object.
+// objectChanged has the Pods that use an object look again.
 func (a *Agent) objectChanged(ns string, uses func(*corev1.Pod) bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, w := range a.workers {
 		if w.pod.Namespace == ns && uses(w.pod) {
-			w.Poke()
+			w.Retry()
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"edged/runtime/engine"
+	"edged/runtime/image"
 	"edged/runtime/probe"
 )
 
@@ -52,8 +53,8 @@ func aPod(policy corev1.RestartPolicy, change ...func(*corev1.Pod)) *corev1.Pod 
 	return p
 }
 
-// told writes a plan in one line.
-func told(p plan) string {
+// line writes a plan in one line.
+func line(p plan) string {
 	var out []string
 	if p.sandbox {
 		out = append(out, "sandbox")
@@ -157,7 +158,7 @@ func TestDecide(t *testing.T) {
 		{"reboot: init had succeeded", always, []*observed{seen("i", initial, "", rebooted(succeeded)), seen("a", app, "", rebooted(running))}, "sandbox; start a"},
 		{"reboot: sidecar had run", always, []*observed{seen("s", sidecar, "", rebooted(running)), seen("a", app, "", rebooted(running))}, "sandbox; start s; start a"},
 	} {
-		if got := told(decide(wanted{pod: aPod(tc.policy)}, tc.all, epoch)); got != tc.want {
+		if got := line(decide(wanted{pod: aPod(tc.policy)}, tc.all, epoch)); got != tc.want {
 			t.Errorf("%s:\n got %s\nwant %s", tc.name, got, tc.want)
 		}
 	}
@@ -169,7 +170,7 @@ func TestDecideEnd(t *testing.T) {
 	stopped := map[string]bool{}
 	for _, want := range []string{"stop a; stop b", "stop b", "stop r", "stop s", "finished"} {
 		for _, w := range []wanted{{pod: aPod(corev1.RestartPolicyAlways), ending: true}, {pod: aPod(corev1.RestartPolicyAlways), failed: &failure{"Evicted", "x"}}} {
-			if got := told(decide(w, all, epoch)); got != want {
+			if got := line(decide(w, all, epoch)); got != want {
 				t.Errorf("after %v: %s, not %s", stopped, got, want)
 			}
 		}
@@ -191,7 +192,7 @@ func TestDecideDeadline(t *testing.T) {
 		seconds, start := int64(30), metav1.NewTime(epoch)
 		p.Spec.ActiveDeadlineSeconds, p.Status.StartTime = &seconds, &start
 	})
-	if got := told(decide(wanted{pod: pod}, []*observed{seen("a", app, "run")}, epoch)); got != "sandbox; again +30s" {
+	if got := line(decide(wanted{pod: pod}, []*observed{seen("a", app, "run")}, epoch)); got != "sandbox; again +30s" {
 		t.Error(got)
 	}
 }
@@ -211,5 +212,33 @@ func TestBackOff(t *testing.T) {
 	}
 	if d := nextBackOff(300*time.Second, 10*time.Minute); d != 10*time.Second {
 		t.Errorf("after ten minutes %v", d)
+	}
+}
+
+// TestRetryPull: a failed pull is soon asked for again, to be told to back off;
+// what no pull mends is asked for rarely, and told once.
+func TestRetryPull(t *testing.T) {
+	for _, tc := range []struct {
+		reason      string
+		after, want time.Duration
+	}{
+		{image.ReasonPull, 10 * time.Second, 2 * time.Second},
+		{image.ReasonPull, time.Second, time.Second},
+		{image.ReasonBackOff, 40 * time.Second, 40 * time.Second},
+		{image.ReasonNeverPull, 0, 20 * time.Second},
+		{image.ReasonInvalidName, 0, 20 * time.Second},
+	} {
+		if got := retryPull(&image.Error{Reason: tc.reason, RetryAfter: tc.after}); got != tc.want {
+			t.Errorf("%s %v: %v", tc.reason, tc.after, got)
+		}
+	}
+	told := told{}
+	for i, want := range []bool{true, false, false, true} {
+		if got := told.again("Failed", "no", epoch.Add(time.Duration(i)*tellAgain/3)); got != want {
+			t.Errorf("told again %d: %v", i, got)
+		}
+	}
+	if !told.again("Failed", "other", epoch) || !told.again("BackOff", "other", epoch) {
+		t.Error("something new is not told")
 	}
 }

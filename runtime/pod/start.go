@@ -19,6 +19,9 @@ import (
 // something it refers to changes first.
 const retryConfig = 10 * time.Second
 
+// reasonConfig is of a container that cannot be made as the Pod describes it.
+const reasonConfig = "CreateContainerConfigError"
+
 // start starts a container: first its image, beside the worker, and when that is
 // there the container. It is true when a container was started.
 func (w *Worker) start(ctx context.Context, o *observed) bool {
@@ -26,7 +29,7 @@ func (w *Worker) start(ctx context.Context, o *observed) bool {
 	if m.pulling {
 		return false
 	}
-	if m.image == nil || m.imageRef != o.c.Image || m.blocked != nil {
+	if m.image == nil || m.imageRef != o.c.Image || m.blocked != nil && m.blocked.reason != reasonConfig {
 		w.pull(ctx, o, m)
 		return false
 	}
@@ -35,7 +38,7 @@ func (w *Worker) start(ctx context.Context, o *observed) bool {
 		var bad configError
 		reason := "CreateContainerError"
 		if errors.As(err, &bad) || errors.Is(err, engine.ErrInvalid) {
-			reason = "CreateContainerConfigError"
+			reason = reasonConfig
 		}
 		w.fail(o, m, reason, err.Error())
 		return false
@@ -49,16 +52,22 @@ func (w *Worker) fail(o *observed, m *memory, reason, message string) {
 		w.dev.Event(w.w.pod, o.c.Name, corev1.EventTypeWarning, "Failed", "Error: "+message)
 	}
 	m.blocked = &waiting{reason: reason, message: message, until: time.Now().Add(retryConfig)}
-	m.image = nil // it may be gone by the next try
+	if reason != reasonConfig {
+		m.image = nil // it may be gone by the next try
+	}
 }
 
 // pull makes the image present and then pokes the worker.
 func (w *Worker) pull(ctx context.Context, o *observed, m *memory) {
-	m.pulling = true
+	m.pulling, m.tried = true, o.c.Image
 	pod, c := w.w.pod, o.c
 	req := image.Request{
 		PodUID: w.uid, Image: c.Image, Policy: c.ImagePullPolicy,
-		Event: func(eventType, reason, message string) { w.dev.Event(pod, c.Name, eventType, reason, message) },
+		Event: func(eventType, reason, message string) {
+			if m.told.again(reason, message, time.Now()) {
+				w.dev.Event(pod, c.Name, eventType, reason, message)
+			}
+		},
 	}
 	if w.dev.Auth != nil {
 		req.Auth, req.AuthKey = w.dev.Auth(pod)
@@ -71,13 +80,46 @@ func (w *Worker) pull(ctx context.Context, o *observed, m *memory) {
 			switch {
 			case err == nil:
 				m.image, m.imageRef, m.blocked = &img, c.Image, nil
+				clear(m.told)
 			case errors.As(err, &bad):
-				m.blocked = &waiting{reason: bad.Reason, message: bad.Message, until: time.Now().Add(max(bad.RetryAfter, time.Second))}
+				m.blocked = &waiting{reason: bad.Reason, message: bad.Message, until: time.Now().Add(retryPull(bad))}
 			default:
 				m.blocked = &waiting{reason: "ErrImagePull", message: err.Error(), until: time.Now().Add(retryConfig)}
 			}
 		})
 	})
+}
+
+// retryPull is when to ask for an image again. Soon after a pull failed, so that
+// the Pod shows that it backs off; what no pull mends, an import may.
+func retryPull(e *image.Error) time.Duration {
+	switch {
+	case e.Reason == image.ReasonPull:
+		return min(e.RetryAfter, 2*time.Second)
+	case e.RetryAfter == 0:
+		return 2 * retryConfig
+	}
+	return e.RetryAfter
+}
+
+// tellAgain is how long an event that says the same is not repeated. Each is a
+// write on every device's card; half the time that events are kept.
+const tellAgain = 30 * time.Minute
+
+// told are the events of one image by reason. A pull at a time uses it.
+type told map[string]toldEvent
+
+type toldEvent struct {
+	message string
+	at      time.Time
+}
+
+func (t told) again(reason, message string, now time.Time) bool {
+	if last := t[reason]; last.message == message && now.Sub(last.at) < tellAgain {
+		return false
+	}
+	t[reason] = toldEvent{message, now}
+	return true
 }
 
 func (w *Worker) create(ctx context.Context, o *observed, m *memory, img engine.Image) error {

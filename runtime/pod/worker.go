@@ -89,6 +89,8 @@ type memory struct {
 	blocked  *waiting
 	image    *engine.Image
 	imageRef string // that image is what this names
+	tried    string // the image that was last asked for
+	told     told   // what was said about it
 	pulling  bool
 	runID    string // the attempt that the rest is about
 	started  bool
@@ -191,6 +193,19 @@ func (w *Worker) Poke() {
 	case w.wake <- struct{}{}:
 	default:
 	}
+}
+
+// Retry makes the worker try at once what failed: an object that the Pod uses
+// has changed.
+func (w *Worker) Retry() {
+	w.later(func() {
+		w.blocked = time.Time{}
+		for _, m := range w.mem {
+			if m.blocked != nil && m.blocked.reason == reasonConfig {
+				m.blocked = nil
+			}
+		}
+	})
 }
 
 // later runs f on the worker's goroutine.
@@ -378,8 +393,11 @@ func (w *Worker) observe(ctx context.Context) []*observed {
 		name := sl.c.Name
 		m := w.mem[name]
 		if m == nil {
-			m = &memory{}
+			m = &memory{told: told{}}
 			w.mem[name] = m
+		}
+		if m.blocked != nil && m.tried != sl.c.Image {
+			m.blocked = nil // what kept it was about another image
 		}
 		o := &observed{slot: sl, known: known[name]}
 		list := found[name]

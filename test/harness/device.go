@@ -80,7 +80,7 @@ func fileExists(p string) bool {
 // flags are given to `edged run` beside those that name its folders.
 func New(tb TB, sw *Switch, n int, flags ...string) *Device {
 	tb.Helper()
-	dir, err := os.MkdirTemp("/tmp", "ed-")
+	dir, err := os.MkdirTemp("", "ed-")
 	if err != nil {
 		tb.Fatalf("device %d: %v", n, err)
 	}
