@@ -18,6 +18,8 @@ import (
 	"os/signal"
 	"sort"
 	"syscall"
+
+	"edged/net/cniplugin"
 )
 
 // Exit codes are a contract with scripts and service managers.
@@ -49,6 +51,9 @@ type command struct {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	if cniplugin.Called(os.Args, os.Getenv) {
+		os.Exit(cniplugin.Main(ctx, os.Getenv, os.Stdin, os.Stdout))
+	}
 	code := dispatch(ctx, env{os.Args[1:], os.Stdin, os.Stdout, os.Stderr})
 	stop()
 	os.Exit(code)

@@ -135,14 +135,16 @@ func (b *Bridge) recover() error {
 	return nil
 }
 
-// links are the host's ends of the veth pairs on the bridge.
+// links are the host's ends of the veth pairs on the bridge. Other bridges may
+// have some too (net/cniplugin). One that a crash left on no bridge is found by
+// its record.
 func (b *Bridge) links() ([]netlink.Link, error) {
 	all, err := b.nl.LinkList()
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("listing links: %w", err)
 	}
 	return slices.DeleteFunc(all, func(l netlink.Link) bool {
-		return !ours(l) || l.Type() != "veth"
+		return !ours(l) || l.Type() != "veth" || l.Attrs().MasterIndex != b.index
 	}), nil
 }
 
