@@ -4,6 +4,7 @@
 #   UPGRADE_KEY  file with the signing key's seed in hexadecimal; without it, one
 #                is made in .cache: good for trying, not for a fleet
 #   CONFIG       edged.yaml to put on it
+#   PRELOAD      archives of container images to bring along
 #   NOXZ=1       do not pack it
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -47,6 +48,7 @@ trap 'rm -f "$init"' EXIT
 if [ ! -x "${EDGED:=$dist/edged-linux-$arch}" ]; then ARCHS=$arch DIST=$dist bash .ci/cross.sh; fi
 GOOS=linux GOARCH=$arch go build -buildvcs=false -ldflags "-s -w -buildid=" -o "$init" ./buildroot/init
 go run ./buildroot/image -board "$board" -edged "$EDGED" -init "$init" -kernel "$kernel" -firmware "$firmware" -debian "$debian" \
-  -version "$VERSION" -key "$key" -config "${CONFIG:-}" -out "$dist/edged-$board.img"
+  -version "$VERSION" -key "$key" -config "${CONFIG:-}" \
+  $(for f in ${PRELOAD:-}; do echo "-preload $f"; done) -out "$dist/edged-$board.img"
 [ "${NOXZ:-}" ] || xz -T1 -6 -kf "$dist/edged-$board.img"
 (cd "$dist" && ls -l "edged-$board".*)

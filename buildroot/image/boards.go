@@ -24,7 +24,7 @@ const mib = 1 << 20
 // Sizes of the partitions. The last one, for data, is made and grown by the
 // device.
 const (
-	fatBytes  = 128 * mib
+	fatBytes  = 160 * mib
 	rootBytes = 64 * mib
 	dataBytes = 4 * mib
 )

@@ -39,6 +39,7 @@ type build struct {
 	version, out, config, dir string
 	time                      time.Time
 	key                       ed25519.PrivateKey
+	images                    []string
 }
 
 func main() {
@@ -59,6 +60,10 @@ func run() error {
 	flag.StringVar(&b.debian, "debian", "", "`folder` with Debian's e2fsck-static and ca-certificates for the board")
 	flag.StringVar(&b.version, "version", "", "version of the release")
 	flag.StringVar(&b.config, "config", "", "edged.yaml to put on it (default: an example)")
+	flag.Func("preload", "`archive` of container images to bring along; may be repeated", func(v string) error {
+		b.images = append(b.images, v)
+		return nil
+	})
 	flag.StringVar(&b.out, "out", "", "`file` to write")
 	flag.Parse()
 	i := slices.IndexFunc(boards, func(x board) bool { return x.name == *name })

@@ -162,6 +162,17 @@ func (b *build) bootTree(files []fat.File, table disk.Table) ([]fat.File, error)
 		}
 		tree = append(tree, fat.File{Name: name, Data: data})
 	}
+	var images []fat.File
+	for _, path := range b.images {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, fat.File{Name: filepath.Base(path), Data: data})
+	}
+	if images != nil {
+		tree = append(tree, fat.File{Name: "images", Dir: images})
+	}
 	return append(tree,
 		fat.File{Name: "a", Room: slot.Room, Dir: files},
 		fat.File{Name: "b", Room: slot.Room, Dir: []fat.File{}},

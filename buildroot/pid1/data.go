@@ -30,18 +30,13 @@ type bootMedium struct {
 	data string // path of the partition for data
 }
 
-// findBoot goes from the root's device number to its disk. Partition 1 is the
-// boot partition and the last is for data.
+// findBoot finds the partitions of the root's disk: the first is the boot
+// partition, the last is for data.
 func (s *system) findBoot() error {
-	var st unix.Stat_t
-	if err := unix.Stat("/", &st); err != nil {
+	var err error
+	if s.boot.disk, err = rootDiskName(); err != nil {
 		return err
 	}
-	dev, err := filepath.EvalSymlinks(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
-	if err != nil {
-		return fmt.Errorf("the root's device: %w", err)
-	}
-	s.boot.disk = filepath.Base(filepath.Dir(dev))
 	t, _, err := readTable(s.boot.disk)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.boot.disk, err)

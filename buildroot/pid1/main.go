@@ -71,6 +71,7 @@ func (s *system) run() {
 		c.say("the device stays up without its daemon; `data: recreate` in edged.yaml makes an empty one")
 	} else {
 		c.check("set the clock from the data partition", setClockAtLeast(lastKnownTime(stateDir, dataDir)))
+		c.check("copy what the boot partition brings", s.preload())
 		c.check("take the secret off the boot partition", s.consumeSecret())
 	}
 	name := s.hostname()
@@ -164,7 +165,7 @@ func (s *system) shutdown(d *daemon, how syscall.Signal) {
 		s.console.say("power off")
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	}
-	s.console.say("reboot")
+	s.console.say("reboot %s", strings.TrimSpace(string(argument)))
 	reboot(strings.TrimSpace(string(argument)))
 }
 

@@ -4,6 +4,7 @@ package main
 func commands() map[string]command {
 	return map[string]command{
 		"check":      {"tell whether this machine is fit, and what is missing", runCheck},
+		"flash":      {"write an image to a card", runFlash},
 		"image":      {"import, list and remove container images", runImage},
 		"init":       {"be the first process of edged's image", runInit},
 		"kubeconfig": {"print a kubeconfig for another machine", runKubeconfig},
@@ -14,6 +15,7 @@ func commands() map[string]command {
 		"status":     {"show this device", runStatus},
 		"store":      {"run the store alone, in the place of an etcd", runStore},
 		"token":      {"make, list and delete the tokens that let devices join", runToken},
+		"upgrade":    {"write a new system to the other slot and try it", runUpgrade},
 		"version":    {"print the version", runVersion},
 	}
 }

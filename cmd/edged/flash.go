@@ -1,0 +1,236 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"edged/buildroot/pid1"
+	"edged/buildroot/slot"
+)
+
+// runFlash writes an image to a card and puts a configuration on it.
+func runFlash(ctx context.Context, e env) error {
+	fs := pflag.NewFlagSet("flash", pflag.ContinueOnError)
+	fs.SortFlags = false
+	fs.Usage = func() {}
+	image := fs.String("image", "", "`file` of the image: .img, or packed as .img.xz, .img.zst or .img.gz")
+	device := fs.String("device", "", "card or disk to overwrite, such as /dev/sdb; or a `file`")
+	config := fs.String("config", "", "edged.yaml to put on it")
+	if err := fs.Parse(e.args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			_, err := fmt.Fprintf(e.stdout, "Usage: edged flash --image X --device D [--config C]\n\n%s", fs.FlagUsages())
+			return err
+		}
+		return misusef("%w; `edged flash --help` lists the flags", err)
+	}
+	if *image == "" || *device == "" || fs.NArg() > 0 {
+		return misusef("want --image and --device")
+	}
+	var text []byte
+	if *config != "" {
+		var err error
+		if text, err = os.ReadFile(*config); err != nil {
+			return misusef("--config: %w", err)
+		}
+		if _, err := pid1.ParseConfig(text); err != nil {
+			return misusef("--config: %w", err)
+		}
+		if text, err = pid1.PadConfig(text); err != nil {
+			return misusef("--config: %w", err)
+		}
+	}
+	if err := checkTarget(*device, "/proc/self/mounts", "/proc/swaps"); err != nil {
+		return err
+	}
+	return flash(ctx, e.stdout, *image, *device, text)
+}
+
+// checkTarget refuses a disk that is in use, by itself or by a partition.
+func checkTarget(device, mounts, swaps string) error {
+	fi, err := os.Stat(device)
+	if errors.Is(err, os.ErrNotExist) && !strings.HasPrefix(device, "/dev/") {
+		return nil // a file to be made
+	}
+	if err != nil {
+		return misusef("--device: %w", err)
+	}
+	if fi.Mode().IsRegular() {
+		return nil
+	}
+	if fi.Mode()&(os.ModeDevice|os.ModeCharDevice) != os.ModeDevice {
+		return misusef("--device: %s is neither a disk nor a file", device)
+	}
+	real, err := filepath.EvalSymlinks(device)
+	if err != nil {
+		return err
+	}
+	name := filepath.Base(real)
+	if _, err := os.Stat(filepath.Join("/sys/class/block", name, "partition")); err == nil {
+		return misusef("--device: %s is a partition; name the whole disk", device)
+	}
+	for _, table := range []string{mounts, swaps} {
+		data, err := os.ReadFile(table)
+		if err != nil {
+			return err
+		}
+		for _, line := range strings.Split(string(data), "\n") {
+			used, rest, _ := strings.Cut(line, " ")
+			if used == real || isPartitionOf(used, real) {
+				return fmt.Errorf("%s is in use (%s on %s): unmount it first; a system's own disk is never written", device, used, strings.Fields(rest + " ?")[0])
+			}
+		}
+	}
+	// The root may be mounted under a name that is no path.
+	var root, dev unix.Stat_t
+	if err := errors.Join(unix.Stat("/", &root), unix.Stat(real, &dev)); err != nil {
+		return err
+	}
+	if own, _, err := pid1.RootDisk(); err == nil && own == real || root.Dev == dev.Rdev {
+		return fmt.Errorf("%s is the disk that this system runs from", device)
+	}
+	return nil
+}
+
+// isPartitionOf: /dev/sdb1 is one of /dev/sdb, /dev/mmcblk0p1 of /dev/mmcblk0.
+func isPartitionOf(path, disk string) bool {
+	rest, ok := strings.CutPrefix(path, disk)
+	if !ok || rest == "" {
+		return false
+	}
+	if last := disk[len(disk)-1]; last >= '0' && last <= '9' {
+		if rest, ok = strings.CutPrefix(rest, "p"); !ok {
+			return false
+		}
+	}
+	return rest != "" && strings.Trim(rest, "0123456789") == ""
+}
+
+// openImage opens an image and unpacks it if its name says so.
+func openImage(ctx context.Context, path string) (io.ReadCloser, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	switch filepath.Ext(path) {
+	case ".gz":
+		return gzip.NewReader(f)
+	case ".zst":
+		d, err := zstd.NewReader(f)
+		if err != nil {
+			return nil, err
+		}
+		return d.IOReadCloser(), nil
+	case ".xz":
+		cmd := exec.CommandContext(ctx, "xz", "-dc")
+		cmd.Stdin = f
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			return nil, err
+		}
+		if err := cmd.Start(); err != nil {
+			return nil, fmt.Errorf("unpack %s: %w: unpack it yourself, or use an image packed as .zst", path, err)
+		}
+		return xzReader{out, cmd, &stderr}, nil
+	}
+	return f, nil
+}
+
+// xzReader ends with xz's own error, if it had one.
+type xzReader struct {
+	io.ReadCloser
+	cmd    *exec.Cmd
+	stderr *bytes.Buffer
+}
+
+func (x xzReader) Close() error {
+	if err := x.ReadCloser.Close(); err != nil { // stops an xz that is not done
+		return err
+	}
+	if err := x.cmd.Wait(); err != nil {
+		return fmt.Errorf("xz: %w: %s", err, x.stderr)
+	}
+	return nil
+}
+
+// flash writes, puts the configuration in place, and reads everything back.
+func flash(ctx context.Context, out io.Writer, image, device string, config []byte) (err error) {
+	in, err := openImage(ctx, image)
+	if err != nil {
+		return err
+	}
+	d, err := os.OpenFile(device, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		in.Close()
+		return err
+	}
+	defer d.Close()
+	written := sha256.New()
+	size, err := copyProgress(ctx, io.MultiWriter(d, written), in, func(n int64) { fmt.Fprintf(out, "written %d MB\n", n>>20) })
+	if err := errors.Join(err, in.Close(), d.Sync()); err != nil {
+		return fmt.Errorf("write %s: %w", device, err)
+	}
+	// What is read back must come from the card, not from memory.
+	if err := unix.Fadvise(int(d.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return err
+	}
+	back := sha256.New()
+	if _, err := copyProgress(ctx, back, io.NewSectionReader(d, 0, size), func(n int64) { fmt.Fprintf(out, "verified %d of %d MB\n", n>>20, size>>20) }); err != nil {
+		return fmt.Errorf("read %s back: %w", device, err)
+	}
+	if !bytes.Equal(written.Sum(nil), back.Sum(nil)) {
+		return fmt.Errorf("%s does not hold what was written to it: the card is worn out or not what it says", device)
+	}
+	boot, v, err := slot.Boot(d, size)
+	if err != nil {
+		return fmt.Errorf("%s is not an image of edged: %w", image, err)
+	}
+	if config != nil {
+		if err := errors.Join(v.Overwrite(boot, pid1.ConfigName, config), boot.Sync()); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintf(out, "%s is ready: %d MB written and verified\n", device, size>>20)
+	return err
+}
+
+// copyProgress copies and tells every 64 MB.
+func copyProgress(ctx context.Context, to io.Writer, from io.Reader, tell func(int64)) (done int64, err error) {
+	const every = 64 << 20
+	buf := make([]byte, 4<<20)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			if _, err := to.Write(buf[:n]); err != nil {
+				return done, err
+			}
+			if before := done; (before+int64(n))/every > before/every {
+				tell(before + int64(n))
+			}
+			done += int64(n)
+		}
+		if errors.Is(err, io.EOF) {
+			return done, nil
+		}
+		if err != nil {
+			return done, err
+		}
+		if err := ctx.Err(); err != nil {
+			return done, err
+		}
+	}
+}

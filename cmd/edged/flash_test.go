@@ -1,0 +1,113 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"edged/buildroot/disk"
+	"edged/buildroot/fat"
+	"edged/buildroot/pid1"
+	"edged/buildroot/slot"
+)
+
+func TestIsPartitionOf(t *testing.T) {
+	for _, c := range []struct {
+		path, disk string
+		want       bool
+	}{
+		{"/dev/sdb1", "/dev/sdb", true}, {"/dev/sdb", "/dev/sdb", false}, {"/dev/sdba1", "/dev/sdb", false}, {"/dev/mmcblk0p2", "/dev/mmcblk0", true},
+		{"/dev/mmcblk01", "/dev/mmcblk0", false}, {"/dev/nvme0n1p1", "/dev/nvme0n1", true}, {"tmpfs", "/dev/sdb", false},
+	} {
+		if got := isPartitionOf(c.path, c.disk); got != c.want {
+			t.Errorf("%s of %s: %v", c.path, c.disk, got)
+		}
+	}
+}
+
+// smallImage is a disk with a boot partition as the images have it.
+func smallImage(t *testing.T) string {
+	t.Helper()
+	const size = 48 << 20
+	path := filepath.Join(t.TempDir(), "edged.img")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	table := disk.Table{DiskID: 1, Partitions: []disk.Partition{{Start: 2048, Sectors: 40 << 11, MBRType: disk.MBRFAT32}}}
+	if err := table.Write(f, size); err != nil {
+		t.Fatal(err)
+	}
+	config, err := pid1.PadConfig([]byte("# example\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := fat.Format(io.NewOffsetWriter(f, 2048*disk.SectorBytes), 40<<20, "EDGED", 1, []fat.File{{Name: pid1.ConfigName, Data: config}}); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestFlash(t *testing.T) {
+	image, card, config := smallImage(t), filepath.Join(t.TempDir(), "card"), filepath.Join(t.TempDir(), "edged.yaml")
+	if err := os.WriteFile(config, []byte("hostname: cellar\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, stderr bytes.Buffer
+	if code := dispatch(context.Background(), env{[]string{"flash", "--image", image, "--device", card, "--config", config}, nil, &out, &stderr}); code != exitOK {
+		t.Fatalf("exit code %d: %s", code, stderr.String())
+	}
+	if !strings.Contains(out.String(), "written and verified") {
+		t.Errorf("printed %q", out.String())
+	}
+	f, err := os.OpenFile(card, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_, v, err := slot.Boot(f, 48<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := v.ReadFile(pid1.ConfigName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := pid1.ParseConfig(data); err != nil || c.Hostname != "cellar" {
+		t.Errorf("the card says %+v, %v", c, err)
+	}
+}
+
+func TestFlashRefuses(t *testing.T) {
+	image, bad := smallImage(t), filepath.Join(t.TempDir(), "bad.yaml")
+	if err := os.WriteFile(bad, []byte("hostnam: cellar\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	card := filepath.Join(t.TempDir(), "card")
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"no device":     {[]string{"--image", image}, exitMisuse, "--device"},
+		"a typo":        {[]string{"--image", image, "--device", card, "--config", bad}, exitMisuse, "hostnam"},
+		"no disk":       {[]string{"--image", image, "--device", "/dev/null"}, exitMisuse, "neither a disk nor a file"},
+		"not there":     {[]string{"--image", image, "--device", "/dev/nothing"}, exitMisuse, "no such file"},
+		"a folder":      {[]string{"--image", image, "--device", t.TempDir()}, exitMisuse, "neither a disk nor a file"},
+		"another image": {[]string{"--image", bad, "--device", card}, exitFailed, ""},
+	} {
+		var out, stderr bytes.Buffer
+		code := dispatch(context.Background(), env{append([]string{"flash"}, c.args...), nil, &out, &stderr})
+		if code != c.code || !strings.Contains(stderr.String(), c.want) {
+			t.Errorf("%s: exit code %d, %q; want %d, %q", name, code, stderr.String(), c.code, c.want)
+		}
+	}
+}
