@@ -81,6 +81,10 @@ cross-check: deps ## build dist/ twice, the second time with nothing cached, and
 image: deps ## dist/edged-<board>.img and .upgrade: make image BOARD=rpi|amd64 [CONFIG=edged.yaml]
 	bash .ci/image.sh $(BOARD)
 
+.PHONY: test-image
+test-image: kubectl ## build both images and boot them under qemu-system [CUTS=n]
+	bash .ci/test-image.sh
+
 .PHONY: unit-arm
 unit-arm: ## unit tests of what can run under qemu-user, for arm64 and arm
 	bash .ci/unit-arm.sh

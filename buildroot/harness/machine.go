@@ -1,0 +1,283 @@
+package harness
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"edged/buildroot/disk"
+	"edged/buildroot/fat"
+	"edged/buildroot/pid1"
+	"edged/buildroot/slot"
+)
+
+// Options say what machine to make.
+type Options struct {
+	Board    string // rpi or amd64
+	MemoryMB int
+	Config   string   // edged.yaml
+	Preload  []string // archives for the boot partition
+	NBD      bool     // the harness serves the disk
+}
+
+// Machine is a machine with a card in it.
+type Machine struct {
+	t       testing.TB
+	o       Options
+	dir     string
+	card    string
+	disk    *Disk // nil without NBD
+	APIPort int
+
+	tryboot bool // the next start reads tryboot.txt
+	cmd     *exec.Cmd
+	done    chan struct{} // closed when QEMU has ended
+
+	mu    sync.Mutex
+	lines []string
+	more  chan struct{} // closed and replaced when there is another line
+}
+
+const cardBytes = 1 << 30
+
+// New makes a machine; it is off.
+func New(t testing.TB, o Options) *Machine {
+	t.Helper()
+	images := os.Getenv("EDGED_IMAGES")
+	if images == "" {
+		t.Skip("EDGED_IMAGES does not name a folder of images")
+	}
+	m := &Machine{t: t, o: o, dir: t.TempDir(), more: make(chan struct{})}
+	m.card = filepath.Join(m.dir, "card.img")
+	run(t, "cp", "--sparse=always", filepath.Join(images, "edged-"+o.Board+".img"), m.card)
+	must(t, os.Truncate(m.card, cardBytes))
+	m.configure()
+	if o.NBD {
+		d, err := ServeDisk(m.card, filepath.Join(m.dir, "nbd"))
+		must(t, err)
+		m.disk = d
+		t.Cleanup(func() { must(t, d.Close()) })
+	}
+	if o.Board == "amd64" {
+		run(t, "cp", "/usr/share/OVMF/OVMF_VARS_4M.fd", filepath.Join(m.dir, "vars.fd"))
+	}
+	m.APIPort = freePort(t)
+	t.Cleanup(func() {
+		m.Cut()
+		if t.Failed() {
+			t.Logf("the console's last lines:\n%s", strings.Join(m.tail(60), "\n"))
+		}
+	})
+	return m
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func run(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+}
+
+func freePort(t testing.TB) int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// configure writes edged.yaml as `edged flash` does, and adds archives as a
+// person does who opens the card on a computer.
+func (m *Machine) configure() {
+	f, err := os.OpenFile(m.card, os.O_RDWR, 0)
+	must(m.t, err)
+	defer f.Close()
+	boot, v, err := slot.Boot(f, cardBytes)
+	must(m.t, err)
+	text, err := pid1.PadConfig([]byte(m.o.Config))
+	must(m.t, err)
+	must(m.t, v.Overwrite(boot, pid1.ConfigName, text))
+	if len(m.o.Preload) > 0 {
+		at := m.card + "@@1M"
+		run(m.t, "mmd", "-i", at, "::images")
+		run(m.t, "mcopy", append(append([]string{"-i", at}, m.o.Preload...), "::images/")...)
+	}
+}
+
+// Boot opens the boot partition, as it is on the card now.
+func (m *Machine) Boot() *fat.Volume {
+	m.t.Helper()
+	var d disk.Device
+	if m.disk != nil {
+		d = m.disk
+	} else {
+		f, err := os.OpenFile(m.card, os.O_RDWR, 0)
+		must(m.t, err)
+		m.t.Cleanup(func() { f.Close() })
+		d = f
+	}
+	_, v, err := slot.Boot(d, cardBytes)
+	must(m.t, err)
+	return v
+}
+
+// On starts the machine.
+func (m *Machine) On() {
+	m.t.Helper()
+	args := []string{"-nographic", "-monitor", "none", "-serial", "stdio", "-vga", "none", "-smp", strconv.Itoa(min(2, runtime.NumCPU())), "-m", strconv.Itoa(m.o.MemoryMB),
+		"-netdev", fmt.Sprintf("user,id=n,hostfwd=tcp:127.0.0.1:%d-:6443", m.APIPort), "-device", "virtio-net-pci,netdev=n"}
+	if m.disk != nil {
+		args = append(args, "-blockdev", "driver=nbd,node-name=d,server.type=unix,server.path="+m.disk.Socket+",export=disk")
+	} else {
+		args = append(args, "-blockdev", "driver=file,node-name=d,filename="+m.card)
+	}
+	args = append(args, "-device", "virtio-blk-pci,drive=d")
+	program := "qemu-system-x86_64"
+	if m.o.Board == "rpi" {
+		program = "qemu-system-aarch64"
+		kernel, cmdline := m.firmware()
+		args = append(args, "-M", "virt", "-cpu", "cortex-a72", "-no-reboot", "-kernel", kernel, "-append", cmdline)
+	} else {
+		args = append(args, "-M", "q35", "-cpu", "qemu64", "-device", "virtio-rng-pci",
+			"-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd", "-drive", "if=pflash,format=raw,file="+filepath.Join(m.dir, "vars.fd"))
+	}
+	m.cmd = exec.Command(program, args...)
+	var stderr bytes.Buffer
+	m.cmd.Stderr = &stderr
+	out, err := m.cmd.StdoutPipe()
+	must(m.t, err)
+	must(m.t, m.cmd.Start())
+	done := make(chan struct{})
+	m.done = done
+	go func() {
+		defer close(done)
+		m.read(out)
+		if err := m.cmd.Wait(); err != nil && stderr.Len() > 0 {
+			m.add("qemu: " + err.Error() + ": " + stderr.String())
+		}
+	}()
+}
+
+// firmware does what a Pi's does: the slot of config.txt, or once of
+// tryboot.txt.
+func (m *Machine) firmware() (kernel, cmdline string) {
+	v := m.Boot()
+	name := "config.txt"
+	if m.tryboot {
+		name = "tryboot.txt"
+	}
+	m.tryboot = false
+	text, err := v.ReadFile(name)
+	must(m.t, err)
+	prefix := regexp.MustCompile(`(?m)^os_prefix=(.*)$`).FindStringSubmatch(string(text))
+	if prefix == nil {
+		m.t.Fatalf("%s has no os_prefix:\n%s", name, text)
+	}
+	data, err := v.ReadFile(prefix[1] + "vmlinuz")
+	must(m.t, err)
+	kernel = filepath.Join(m.dir, "vmlinuz")
+	must(m.t, os.WriteFile(kernel, data, 0o600))
+	line, err := v.ReadFile(prefix[1] + "cmdline.txt")
+	must(m.t, err)
+	// A Pi's device tree turns the memory controller off; the board's serial port
+	// has another name here, and no watchdog.
+	const tree = "coherent_pool=1M 8250.nr_uarts=1 cgroup_disable=memory "
+	return kernel, tree + strings.ReplaceAll(strings.TrimSpace(string(line)), "serial0", "ttyAMA0") + " edged.watchdog=off"
+}
+
+func (m *Machine) read(r io.Reader) {
+	sc := bufio.NewScanner(r)
+	sc.Buffer(make([]byte, 1<<20), 1<<20)
+	for sc.Scan() {
+		m.add(strings.TrimRight(sc.Text(), "\r"))
+	}
+}
+
+func (m *Machine) add(line string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lines = append(m.lines, line)
+	close(m.more)
+	m.more = make(chan struct{})
+}
+
+func (m *Machine) tail(n int) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]string(nil), m.lines[max(0, len(m.lines)-n):]...)
+}
+
+// Mark is a place on the console, for WaitFor.
+func (m *Machine) Mark() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.lines)
+}
+
+// WaitFor returns the first line from mark on that matches.
+func (m *Machine) WaitFor(mark int, pattern string, limit time.Duration) []string {
+	m.t.Helper()
+	re := regexp.MustCompile(pattern)
+	deadline := time.After(limit)
+	for {
+		m.mu.Lock()
+		for ; mark < len(m.lines); mark++ {
+			if f := re.FindStringSubmatch(m.lines[mark]); f != nil {
+				m.mu.Unlock()
+				return f
+			}
+		}
+		more := m.more
+		m.mu.Unlock()
+		select {
+		case <-more:
+		case <-deadline:
+			m.t.Fatalf("the console did not say %q in %v", pattern, limit)
+		}
+	}
+}
+
+// Cut takes the power away. With NBD, what was not flushed is lost in part.
+func (m *Machine) Cut() {
+	if m.cmd == nil {
+		return
+	}
+	_ = m.cmd.Process.Kill() // it may have ended by itself
+	<-m.done
+	m.cmd = nil
+	if m.disk != nil {
+		must(m.t, m.disk.Cut())
+	}
+}
+
+// Restarted waits until a Pi has restarted itself and starts it as its firmware
+// would.
+func (m *Machine) Restarted(mark int, limit time.Duration) {
+	m.t.Helper()
+	m.tryboot = m.WaitFor(mark, `edged-init: reboot ?(.*)$`, limit)[1] == "0 tryboot"
+	select {
+	case <-m.done:
+	case <-time.After(limit):
+		m.t.Fatal("the machine said that it restarts and did not")
+	}
+	m.cmd = nil
+	m.On()
+}
