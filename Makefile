@@ -61,6 +61,10 @@ test: lint unit e2e ## what CI runs
 bench: build kubectl ## measure the budgets of ARCHITECTURE.md and print the table
 	go run ./bench
 
+.PHONY: bench-store
+bench-store: build ## measure edged store beside etcd on one disk; needs root
+	cd bench/store && go run . -edged ../../bin/edged
+
 .PHONY: conformance
 conformance: build ## Kubernetes' own e2e suite: make conformance [STAGE=1-pods] [FOCUS=regexp]
 	bash test/conformance/build.sh test/conformance/work

@@ -141,6 +141,16 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 		})
 	}
 	g.Go(func() error { return s.compact(ctx) })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-time.After(freeAfter):
+			if err := releaseMemory(); err != nil {
+				s.log.Warn("memory that only starting needed was not given back", "error", err.Error())
+			}
+		}
+		return nil
+	})
 	s.log.Info("ready to serve client requests", "cluster-id", fmt.Sprintf("%x", s.store.ClusterID()), "local-member-id", fmt.Sprintf("%x", s.store.MemberID()))
 	g.Go(func() error {
 		select {

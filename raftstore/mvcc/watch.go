@@ -39,10 +39,9 @@ func (r *ring) add(rev int64, events []*mvccpb.Event) {
 	for ; len(r.batches)-drop > ringRevisions || r.bytes > ringBytes && len(r.batches)-drop > 1; drop++ {
 		r.bytes -= sizeOf(r.batches[drop].Events)
 	}
-	if drop > 0 {
-		// Copy, so that the dropped events can be collected.
-		r.batches = append([]Batch(nil), r.batches[drop:]...)
-	}
+	// What is dropped stays in the array until that is full: watchers may be
+	// reading it, and copying the rest each time would cost more than the put.
+	r.batches = r.batches[drop:]
 }
 
 func sizeOf(events []*mvccpb.Event) (n int) {

@@ -1,0 +1,362 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+// member is a running server.
+type member struct {
+	cmd      *exec.Cmd
+	endpoint string
+}
+
+func start(binary []string, dir, name string, port int, cluster string) (*member, error) {
+	m := &member{endpoint: fmt.Sprintf("http://127.0.0.1:%d", port)}
+	peer := fmt.Sprintf("http://127.0.0.1:%d", port+1)
+	if cluster == "" {
+		cluster = name + "=" + peer
+	}
+	args := append(slices.Clone(binary[1:]), "--name="+name, "--data-dir="+filepath.Join(dir, name),
+		"--listen-client-urls="+m.endpoint, "--advertise-client-urls="+m.endpoint,
+		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster="+cluster, "--log-level=error")
+	m.cmd = exec.Command(binary[0], args...)
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return m, m.cmd.Start()
+}
+
+func (m *member) stop(sig syscall.Signal) {
+	_ = m.cmd.Process.Signal(sig)
+	_ = m.cmd.Wait()
+}
+
+// rss is resident memory in MB.
+func (m *member) rss() float64 {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if v, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kb, err := strconv.ParseFloat(strings.Fields(v)[0], 64)
+			if err != nil {
+				return 0
+			}
+			return kb / 1024
+		}
+	}
+	return 0
+}
+
+func client(endpoints ...string) (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+}
+
+// ready waits until a put is acknowledged and returns how long it took.
+func ready(ctx context.Context, c *clientv3.Client, since time.Time) (time.Duration, error) {
+	for {
+		pctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		_, err := c.Put(pctx, "ready", "")
+		cancel()
+		if err == nil {
+			return time.Since(since), nil
+		}
+		if ctx.Err() != nil {
+			return 0, errors.Join(ctx.Err(), err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+const clientsPerConnection = 50
+
+// load runs f from n clients for d and returns the calls a second.
+func load(ctx context.Context, endpoint string, n int, d time.Duration, f func(ctx context.Context, c *clientv3.Client, i int) error) (rate float64, calls int64, err error) {
+	conns := make([]*clientv3.Client, (n+clientsPerConnection-1)/clientsPerConnection)
+	for i := range conns {
+		if conns[i], err = client(endpoint); err != nil {
+			return 0, 0, err
+		}
+		defer conns[i].Close()
+		if _, err := conns[i].Get(ctx, "ready"); err != nil {
+			return 0, 0, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	var done atomic.Int64
+	var failed atomic.Value
+	var all sync.WaitGroup
+	begin := time.Now()
+	for i := range n {
+		all.Go(func() {
+			for k := 0; ctx.Err() == nil; k++ {
+				if err := f(ctx, conns[i%len(conns)], i*1_000_000+k); err != nil {
+					if ctx.Err() == nil {
+						failed.Store(err)
+					}
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	if err, ok := failed.Load().(error); ok {
+		return 0, 0, err
+	}
+	return float64(done.Load()) / time.Since(begin).Seconds(), done.Load(), nil
+}
+
+func key(i int) string { return fmt.Sprintf("%08d", i%100_000) }
+
+func measure(ctx context.Context, t *table, name string, binary []string, dk *disk, d time.Duration, kills int) error {
+	m, err := start(binary, dk.mount, "m", 32379, "")
+	if err != nil {
+		return err
+	}
+	defer func() { m.stop(syscall.SIGKILL) }()
+	c, err := client(m.endpoint)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := ready(ctx, c, time.Now()); err != nil {
+		return err
+	}
+	t.add(name, "resident, empty", "MB", false, 0.5, m.rss())
+	if err := puts(ctx, t, name, m, dk, d); err != nil {
+		return err
+	}
+	if err := reads(ctx, t, name, m, d); err != nil {
+		return err
+	}
+	if err := watches(ctx, t, name, m, c, d); err != nil {
+		return err
+	}
+	if err := sizes(ctx, t, name, binary, dk); err != nil {
+		return err
+	}
+	m.stop(syscall.SIGTERM)
+	return failover(ctx, t, name, binary, dk, kills)
+}
+
+func puts(ctx context.Context, t *table, name string, m *member, dk *disk, d time.Duration) error {
+	value := strings.Repeat("v", 256)
+	put := func(ctx context.Context, c *clientv3.Client, i int) error {
+		_, err := c.Put(ctx, key(i), value)
+		return err
+	}
+	for _, n := range []int{1, 1000} {
+		bytes, flushes, err := dk.counts()
+		if err != nil {
+			return err
+		}
+		rate, calls, err := load(ctx, m.endpoint, n, d, put)
+		if err != nil {
+			return err
+		}
+		syscall.Sync()
+		bytes2, flushes2, err := dk.counts()
+		if err != nil {
+			return err
+		}
+		what := map[int]string{1: "1 client", 1000: "1000 clients"}[n]
+		t.add(name, "puts of 256 B, "+what, "1/s", true, 1.5, rate)
+		t.add(name, "bytes to the block layer per put, "+what, "B", false, map[int]float64{1: 0.65, 1000: 0.5}[n], (bytes2-bytes)/float64(calls))
+		t.add(name, "flushes per put, "+what, "", false, 0, (flushes2-flushes)/float64(calls))
+	}
+	t.add(name, "resident, after the puts", "MB", false, 0, m.rss())
+	return nil
+}
+
+func reads(ctx context.Context, t *table, name string, m *member, d time.Duration) error {
+	for _, r := range []struct {
+		what string
+		opts []clientv3.OpOption
+	}{{"linearizable", nil}, {"serializable", []clientv3.OpOption{clientv3.WithSerializable()}}} {
+		rate, _, err := load(ctx, m.endpoint, 100, d, func(ctx context.Context, c *clientv3.Client, i int) error {
+			_, err := c.Get(ctx, key(i), r.opts...)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		t.add(name, r.what+" reads, 100 clients", "1/s", true, 0, rate)
+	}
+	rate, _, err := load(ctx, m.endpoint, 100, d, func(ctx context.Context, c *clientv3.Client, i int) error {
+		_, err := c.Txn(ctx).If(clientv3.Compare(clientv3.Version(key(i)), ">", 0)).Then(clientv3.OpGet(key(i)), clientv3.OpPut(key(i), "x")).Else(clientv3.OpPut(key(i), "y")).Commit()
+		return err
+	})
+	t.add(name, "transactions with a compare, 100 clients", "1/s", true, 0, rate)
+	return err
+}
+
+func watches(ctx context.Context, t *table, name string, m *member, c *clientv3.Client, d time.Duration) error {
+	const watchers = 100
+	wctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	var events atomic.Int64
+	var all sync.WaitGroup
+	for range watchers {
+		ch := c.Watch(wctx, "fan", clientv3.WithCreatedNotify())
+		<-ch
+		all.Go(func() {
+			for r := range ch {
+				events.Add(int64(len(r.Events)))
+			}
+		})
+	}
+	begin := time.Now()
+	_, _, err := load(wctx, m.endpoint, 10, d, func(ctx context.Context, c *clientv3.Client, _ int) error {
+		_, err := c.Put(ctx, "fan", "x")
+		return err
+	})
+	all.Wait()
+	t.add(name, "events to 100 watchers", "1/s", true, 0, float64(events.Load())/time.Since(begin).Seconds())
+	return err
+}
+
+// sizes measures memory and the start of stores with keys of 1 KB.
+func sizes(ctx context.Context, t *table, name string, binary []string, dk *disk) error {
+	m, err := start(binary, dk.mount, "sizes", 33379, "")
+	if err != nil {
+		return err
+	}
+	defer func() { m.stop(syscall.SIGKILL) }()
+	value := strings.Repeat("v", 1024)
+	c, err := client(m.endpoint)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := ready(ctx, c, time.Now()); err != nil {
+		return err
+	}
+	made := 0
+	for _, n := range []int{10_000, 100_000} {
+		var all sync.WaitGroup
+		var failed atomic.Value
+		for w := range 100 {
+			all.Go(func() {
+				for i := made + w; i < n; i += 100 {
+					if _, err := c.Put(ctx, fmt.Sprintf("size%08d", i), value); err != nil {
+						failed.Store(err)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+		if err, ok := failed.Load().(error); ok {
+			return err
+		}
+		made = n
+		t.add(name, fmt.Sprintf("resident, %d keys of 1 KB", n), "MB", false, 0, m.rss())
+	}
+	m.stop(syscall.SIGTERM)
+	begin := time.Now()
+	if m, err = start(binary, dk.mount, "sizes", 33379, ""); err != nil {
+		return err
+	}
+	took, err := ready(ctx, c, begin)
+	t.add(name, "exec to the first put with 100 MB", "ms", false, 0, float64(took.Milliseconds()))
+	t.add(name, "resident, 100 MB, just started", "MB", false, 0, m.rss())
+	return err
+}
+
+// failover kills the leader of three members again and again.
+func failover(ctx context.Context, t *table, name string, binary []string, dk *disk, kills int) error {
+	ports := []int{34379, 34389, 34399}
+	var parts, endpoints []string
+	for i, p := range ports {
+		parts = append(parts, fmt.Sprintf("n%d=http://127.0.0.1:%d", i, p+1))
+		endpoints = append(endpoints, fmt.Sprintf("http://127.0.0.1:%d", p))
+	}
+	members := make([]*member, len(ports))
+	for i, p := range ports {
+		m, err := start(binary, dk.mount, fmt.Sprintf("n%d", i), p, strings.Join(parts, ","))
+		if err != nil {
+			return err
+		}
+		members[i] = m
+	}
+	defer func() {
+		for _, m := range members {
+			m.stop(syscall.SIGKILL)
+		}
+	}()
+	var took []time.Duration
+	for range kills {
+		lead, err := leader(ctx, endpoints)
+		if err != nil {
+			return err
+		}
+		members[lead].stop(syscall.SIGKILL)
+		begin := time.Now()
+		rest := slices.Delete(slices.Clone(endpoints), lead, lead+1)
+		c, err := client(rest...)
+		if err != nil {
+			return err
+		}
+		d, err := ready(ctx, c, begin)
+		c.Close()
+		if err != nil {
+			return err
+		}
+		took = append(took, d)
+		if members[lead], err = start(binary, dk.mount, fmt.Sprintf("n%d", lead), ports[lead], strings.Join(parts, ",")); err != nil {
+			return err
+		}
+	}
+	slices.Sort(took)
+	if len(took) > 0 {
+		t.add(name, "leader killed to the next put, p50", "ms", false, 0, float64(took[len(took)/2].Milliseconds()))
+		t.add(name, "leader killed to the next put, worst", "ms", false, 0, float64(took[len(took)-1].Milliseconds()))
+	}
+	return nil
+}
+
+// leader waits until all members agree on one.
+func leader(ctx context.Context, endpoints []string) (int, error) {
+	for ctx.Err() == nil {
+		ids, leaders := make([]uint64, len(endpoints)), map[uint64]bool{}
+		for i, e := range endpoints {
+			c, err := client(e)
+			if err != nil {
+				return 0, err
+			}
+			sctx, cancel := context.WithTimeout(ctx, time.Second)
+			st, err := c.Status(sctx, e)
+			cancel()
+			c.Close()
+			if err != nil {
+				leaders[0] = true
+				continue
+			}
+			ids[i] = st.Header.MemberId
+			leaders[st.Leader] = true
+		}
+		for i, id := range ids {
+			if len(leaders) == 1 && leaders[id] && id != 0 {
+				return i, nil
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return 0, ctx.Err()
+}

@@ -1,0 +1,35 @@
+package raftstore
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// BenchmarkPut measures puts of many clients at once; their batches share syncs.
+func BenchmarkPut(b *testing.B) {
+	for _, clients := range []int{1, 1000} {
+		b.Run(fmt.Sprint("clients=", clients), func(b *testing.B) {
+			s, err := Open(b.Context(), Config{Dir: b.TempDir(), Quota: 8 << 30})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			value := make([]byte, 256)
+			var n atomic.Int64
+			b.SetParallelism(clients)
+			b.ResetTimer()
+			b.RunParallel(func(p *testing.PB) {
+				for p.Next() {
+					key := fmt.Appendf(nil, "%08d", n.Add(1)%100_000)
+					if _, err := s.Put(b.Context(), &pb.PutRequest{Key: key, Value: value}); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
+	}
+}
