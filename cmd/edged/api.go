@@ -75,7 +75,7 @@ func (d *device) openAPI() (err error) {
 	counts := newMetrics()
 	d.registry, err = registry.New(registry.Config{
 		Store: counts.countWrites(registry.FromRaft(d.store)), Logger: d.log,
-		Kinds: kinds.All(kinds.Config{ServiceCIDRs: prefixes(c.parsed.serviceCIDR), ClusterCIDRs: prefixes(c.parsed.clusterCIDR)}),
+		Kinds: kinds.All(kinds.Config{ServiceCIDRs: c.parsed.serviceCIDRs, ClusterCIDRs: c.parsed.clusterCIDRs}),
 	})
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -42,15 +43,16 @@ type config struct {
 
 	// parsed by validate
 	parsed struct {
-		nodeIP                   netip.Addr // invalid: found out at start
-		api, kubelet, etcd       netip.AddrPort
-		clusterCIDR, serviceCIDR netip.Prefix
-		clusterDNS               netip.Addr
-		apiVIP                   netip.Addr // invalid: none
-		lbPool                   announce.Pool
-		logLevel                 slog.Level
-		labels                   map[string]string
-		taints                   []taint
+		nodeIP             netip.Addr // invalid: found out at start
+		api, kubelet, etcd netip.AddrPort
+		// At most one per address family, the cluster's first family first.
+		clusterCIDRs, serviceCIDRs []netip.Prefix
+		clusterDNS                 []netip.Addr
+		apiVIP                     netip.Addr // invalid: none
+		lbPool                     announce.Pool
+		logLevel                   slog.Level
+		labels                     map[string]string
+		taints                     []taint
 	}
 }
 
@@ -72,9 +74,9 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.apiListen, "api-listen", "0.0.0.0:6443", "`address:port` of the Kubernetes API")
 	fs.StringVar(&c.kubeletListen, "kubelet-listen", "0.0.0.0:10250", "`address:port` of the kubelet API")
 	fs.StringVar(&c.etcdListen, "etcd-listen", "127.0.0.1:2379", "`address:port` of the etcd API, for clients with an administrator's certificate; empty turns it off")
-	fs.StringVar(&c.clusterCIDR, "cluster-cidr", "10.42.0.0/16", "`prefix` of Pod addresses; each device gets a /24 of it")
-	fs.StringVar(&c.serviceCIDR, "service-cidr", "10.43.0.0/16", "`prefix` of Service addresses")
-	fs.StringVar(&c.clusterDNS, "cluster-dns", "10.43.0.10", "`address` that Pods ask for names, out of --service-cidr")
+	fs.StringVar(&c.clusterCIDR, "cluster-cidr", "10.42.0.0/16", "`prefix` of Pod addresses, or an IPv4 and an IPv6 one; each device gets a /24, a /64 of it")
+	fs.StringVar(&c.serviceCIDR, "service-cidr", "10.43.0.0/16", "`prefix` of Service addresses, or an IPv4 and an IPv6 one")
+	fs.StringVar(&c.clusterDNS, "cluster-dns", "10.43.0.10", "`address` that Pods ask for names, out of --service-cidr; or one per family")
 	fs.StringVar(&c.clusterDomain, "cluster-domain", "cluster.local", "DNS `domain` of the cluster")
 	fs.StringVar(&c.apiVIP, "api-vip", "", "`address` of the API that the leader has, on a network of its links; the same on all devices")
 	fs.StringSliceVar(&c.lbPool, "lb-pool", nil, "`range` of addresses for Services of type LoadBalancer (a-b, a prefix, an address); may be repeated; the same on all devices")
@@ -212,17 +214,17 @@ func (c *config) validateNetwork() (err error) {
 			return misusef("--node-ip: %q is not an IP address", c.nodeIP)
 		}
 	}
-	if p.clusterCIDR, err = prefix("cluster-cidr", c.clusterCIDR, 24); err != nil {
+	if p.clusterCIDRs, err = prefixList("cluster-cidr", c.clusterCIDR, 24, 64); err != nil {
 		return err
 	}
-	if p.serviceCIDR, err = prefix("service-cidr", c.serviceCIDR, 28); err != nil {
+	if p.serviceCIDRs, err = prefixList("service-cidr", c.serviceCIDR, 28, 124); err != nil {
 		return err
 	}
-	if p.clusterCIDR.Overlaps(p.serviceCIDR) {
-		return misusef("--cluster-cidr %s and --service-cidr %s overlap", p.clusterCIDR, p.serviceCIDR)
+	if err := sameFamilies(p.clusterCIDRs, p.serviceCIDRs); err != nil {
+		return err
 	}
-	if p.clusterDNS, err = netip.ParseAddr(c.clusterDNS); err != nil {
-		return misusef("--cluster-dns: %q is not an IP address", c.clusterDNS)
+	if p.clusterDNS, err = addrList("cluster-dns", c.clusterDNS); err != nil {
+		return err
 	}
 	if c.apiVIP != "" {
 		if p.apiVIP, err = netip.ParseAddr(c.apiVIP); err != nil || !p.apiVIP.IsGlobalUnicast() {
@@ -232,27 +234,74 @@ func (c *config) validateNetwork() (err error) {
 	if p.lbPool, err = announce.ParsePool(c.lbPool); err != nil {
 		return misusef("--lb-pool: %w", err)
 	}
-	if !p.serviceCIDR.Contains(p.clusterDNS) {
-		return misusef("--cluster-dns: %s is not in --service-cidr %s", p.clusterDNS, p.serviceCIDR)
+	for _, a := range p.clusterDNS {
+		if !slices.ContainsFunc(p.serviceCIDRs, func(s netip.Prefix) bool { return s.Contains(a) }) {
+			return misusef("--cluster-dns: %s is not in --service-cidr %s", a, c.serviceCIDR)
+		}
 	}
 	return nil
 }
 
-func prefix(flag, value string, longest int) (netip.Prefix, error) {
-	p, err := netip.ParsePrefix(value)
-	if err != nil {
-		return p, misusef("--%s: %q is not a prefix like 10.42.0.0/16", flag, value)
+// sameFamilies checks what Kubernetes asks of the two ranges: Services of a
+// family need Pods of it, the first family is the same, and nothing overlaps.
+func sameFamilies(cluster, service []netip.Prefix) error {
+	if cluster[0].Addr().Is4() != service[0].Addr().Is4() {
+		return misusef("--cluster-cidr begins with %s and --service-cidr with %s: the first address family must be the same", cluster[0], service[0])
 	}
-	if p != p.Masked() {
-		return p, misusef("--%s: %s has bits set beyond its length; did you mean %s?", flag, p, p.Masked())
+	if len(service) > len(cluster) {
+		return misusef("--service-cidr has two address families and --cluster-cidr one")
 	}
-	if !p.Addr().Is4() {
-		return p, misusef("--%s: %s: only IPv4 is built in so far", flag, p)
+	for _, a := range cluster {
+		for _, b := range service {
+			if a.Overlaps(b) {
+				return misusef("--cluster-cidr %s and --service-cidr %s overlap", a, b)
+			}
+		}
 	}
-	if p.Bits() > longest {
-		return p, misusef("--%s: %s is too small, want at most /%d", flag, p, longest)
+	return nil
+}
+
+// prefixList reads one prefix, or one of each address family. longest is the
+// longest prefix that has room.
+func prefixList(flag, value string, longest4, longest6 int) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for s := range strings.SplitSeq(value, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(s))
+		if err != nil {
+			return nil, misusef("--%s: %q is not a prefix like 10.42.0.0/16", flag, s)
+		}
+		if p != p.Masked() {
+			return nil, misusef("--%s: %s has bits set beyond its length; did you mean %s?", flag, p, p.Masked())
+		}
+		longest := longest4
+		if p.Addr().Is6() {
+			longest = longest6
+		}
+		if p.Bits() > longest {
+			return nil, misusef("--%s: %s is too small, want at most /%d", flag, p, longest)
+		}
+		out = append(out, p)
 	}
-	return p, nil
+	if len(out) > 2 || len(out) == 2 && out[0].Addr().Is4() == out[1].Addr().Is4() {
+		return nil, misusef("--%s: %s is more than one prefix of each address family", flag, value)
+	}
+	return out, nil
+}
+
+// addrList reads one address, or one of each family.
+func addrList(flag, value string) ([]netip.Addr, error) {
+	var out []netip.Addr
+	for s := range strings.SplitSeq(value, ",") {
+		a, err := netip.ParseAddr(strings.TrimSpace(s))
+		if err != nil {
+			return nil, misusef("--%s: %q is not an IP address", flag, s)
+		}
+		out = append(out, a)
+	}
+	if len(out) > 2 || len(out) == 2 && out[0].Is4() == out[1].Is4() {
+		return nil, misusef("--%s: %s is more than one address of each family", flag, value)
+	}
+	return out, nil
 }
 
 var taintPattern = regexp.MustCompile(`^([^=:]+)(?:=([^:]*))?:(NoSchedule|PreferNoSchedule|NoExecute)$`)

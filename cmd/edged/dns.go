@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/netip"
+	"slices"
 
 	"edged/net/dns"
 	"edged/net/proxy"
@@ -13,7 +13,7 @@ import (
 func (d *device) runDNS(ctx context.Context, px *proxy.Proxier) error {
 	c := d.cfg
 	srv, err := dns.New(dns.Config{
-		Domain: c.clusterDomain, Addrs: []netip.Addr{c.parsed.clusterDNS}, Inside: prefixes(c.parsed.clusterCIDR, c.parsed.serviceCIDR),
+		Domain: c.clusterDomain, Addrs: c.parsed.clusterDNS, Inside: slices.Concat(c.parsed.clusterCIDRs, c.parsed.serviceCIDRs),
 		ResolvConf: hostResolvConf, Redirect: px.Redirect, Logger: d.log,
 	})
 	if err != nil {

@@ -30,7 +30,7 @@ func (d *device) lead(ctx context.Context) error {
 		g.Go(func() error {
 			return controller.Run(ctx, controller.Config{
 				Registry: d.registry, ClusterDomain: d.cfg.clusterDomain, APIAddresses: d.apiAddresses,
-				ServiceIP: firstOf(d.cfg.parsed.serviceCIDR), BootstrapObjects: bootstrap, RootCA: d.identity.CAPEM(), Logger: d.log,
+				ServiceIP: firstOf(d.cfg.parsed.serviceCIDRs[0]), BootstrapObjects: bootstrap, RootCA: d.identity.CAPEM(), Logger: d.log,
 			})
 		})
 		if pool := d.cfg.parsed.lbPool; len(pool) > 0 {
@@ -62,7 +62,7 @@ func (d *device) lead(ctx context.Context) error {
 func (d *device) apiAddresses() []netip.AddrPort {
 	a := d.nodeIP
 	if a.IsLoopback() {
-		a = firstOf(d.cfg.parsed.clusterCIDR)
+		a = firstOf(d.cfg.parsed.clusterCIDRs[0])
 	}
 	return []netip.AddrPort{netip.AddrPortFrom(a, d.cfg.parsed.api.Port())}
 }

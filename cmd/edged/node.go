@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -40,8 +41,6 @@ const (
 	refreshBridge = 10 * time.Second
 )
 
-func prefixes(p ...netip.Prefix) []netip.Prefix { return p }
-
 // paths are where the node's parts keep their state; reset removes them.
 type paths struct{ dataDir, runDir string }
 
@@ -71,7 +70,7 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 	d.engine = eng
 
 	status := nodestatus.New(nodestatus.Config{
-		NodeName: c.nodeName, IP: func() netip.Addr { return d.nodeIP }, KubeletPort: int32(c.parsed.kubelet.Port()),
+		NodeName: c.nodeName, IP: func() netip.Addr { return d.nodeIP }, OtherIP: d.otherNodeIP, KubeletPort: int32(c.parsed.kubelet.Port()),
 		Version: kubernetesVersion + "+edged", DataDir: c.dataDir, Labels: c.parsed.labels, Taints: taints(c),
 		Registry: d.registry, Images: eng, Logger: d.log,
 		Ready: func() error {
@@ -85,11 +84,15 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return endOf(ctx, fmt.Errorf("register the Node %s: %w", c.nodeName, err))
 	}
-	podCIDR, err := netip.ParsePrefix(node.Spec.PodCIDR)
-	if err != nil {
-		return fmt.Errorf("the Node %s has podCIDR %q: %w", c.nodeName, node.Spec.PodCIDR, err)
+	var podCIDRs []netip.Prefix
+	for _, s := range node.Spec.PodCIDRs {
+		podCIDR, err := netip.ParsePrefix(s)
+		if err != nil {
+			return fmt.Errorf("the Node %s has podCIDR %q: %w", c.nodeName, s, err)
+		}
+		podCIDRs = append(podCIDRs, podCIDR)
 	}
-	nw, err := d.openNetwork(ctx, g, p, podCIDR)
+	nw, err := d.openNetwork(ctx, g, p, podCIDRs)
 	if err != nil {
 		return endOf(ctx, err)
 	}
@@ -113,7 +116,7 @@ func taints(c *config) (out []corev1.Taint) {
 
 // openNetwork makes the bridge and starts the ways to other devices, the proxy
 // and DNS.
-func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, podCIDR netip.Prefix) (network, error) {
+func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, podCIDRs []netip.Prefix) (network, error) {
 	c := d.cfg
 	table := nft.Open()
 	d.onClose(table.Close)
@@ -126,8 +129,8 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 	}
 	px, err := proxy.New(proxy.Config{
 		Network: proxy.Network{
-			NodeName: c.nodeName, Bridge: bridge.DefaultName, PodCIDRs: prefixes(podCIDR),
-			ClusterCIDRs: prefixes(c.parsed.clusterCIDR), ServiceCIDRs: prefixes(c.parsed.serviceCIDR), Reserved: []netip.Addr{c.parsed.clusterDNS},
+			NodeName: c.nodeName, Bridge: bridge.DefaultName, PodCIDRs: slices.Clone(podCIDRs),
+			ClusterCIDRs: c.parsed.clusterCIDRs, ServiceCIDRs: c.parsed.serviceCIDRs, Reserved: c.parsed.clusterDNS,
 		},
 		Table: table, Conntrack: tracker, Logger: d.log,
 	})
@@ -136,7 +139,7 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 	}
 	d.onClose(px.Close)
 	br, err := bridge.New(bridge.Config{
-		PodCIDRs: prefixes(podCIDR), ServiceCIDRs: prefixes(c.parsed.serviceCIDR), HostAddrs: []netip.Addr{c.parsed.clusterDNS},
+		PodCIDRs: slices.Clone(podCIDRs), ServiceCIDRs: c.parsed.serviceCIDRs, HostAddrs: c.parsed.clusterDNS,
 		StateDir: p.bridge(), Logger: d.log, HostPorts: func(m []bridge.PortMapping) { px.SetHostPorts(hostPorts(m)) },
 	})
 	if err != nil {
@@ -144,7 +147,7 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 	}
 	d.onClose(br.Close)
 	ways, err := mesh.New(mesh.Config{
-		Self: mesh.Peer{Name: c.nodeName, PodCIDRs: prefixes(podCIDR)}, ClusterCIDRs: prefixes(c.parsed.clusterCIDR),
+		Self: mesh.Peer{Name: c.nodeName, PodCIDRs: slices.Clone(podCIDRs)}, ClusterCIDRs: c.parsed.clusterCIDRs,
 		SetMTU: br.SetMTU, Table: table, Logger: d.log,
 	})
 	if err != nil {
@@ -233,7 +236,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 				}
 				events.Event(recorder.Reference("v1", "Pod", p, field), eventType, reason, message)
 			},
-			DNS:    pod.DNS{Server: c.parsed.clusterDNS.String(), Domain: c.clusterDomain, HostResolvConf: hostResolvConf},
+			DNS:    pod.DNS{Server: c.parsed.clusterDNS[0].String(), Domain: c.clusterDomain, HostResolvConf: hostResolvConf},
 			HostIP: func() string { return d.nodeIP.String() }, LogRoot: logRoot, SeccompDir: filepath.Join(c.dataDir, "seccomp"),
 			MemoryBytes: memoryBytes(), Logger: d.log,
 		},

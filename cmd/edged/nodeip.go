@@ -10,13 +10,13 @@ import (
 	"strings"
 )
 
-// findNodeIP is the address of the default route's link, else the first global
-// address of a link that is up, else loopback: a device starts with whatever
-// is there.
-func findNodeIP() netip.Addr {
+// findNodeIP is the address of a family of the default route's link, else the
+// first global address of a link that is up, else loopback: a device starts with
+// whatever is there.
+func findNodeIP(is6 bool) netip.Addr {
 	if link := defaultRouteLink("/proc/net/route"); link != "" {
 		if iface, err := net.InterfaceByName(link); err == nil {
-			if a := globalAddr(iface); a.IsValid() {
+			if a := globalAddr(iface, is6); a.IsValid() {
 				return a
 			}
 		}
@@ -27,23 +27,60 @@ func findNodeIP() netip.Addr {
 			if ifaces[i].Flags&net.FlagUp == 0 || strings.HasPrefix(ifaces[i].Name, "edged") {
 				continue
 			}
-			if a := globalAddr(&ifaces[i]); a.IsValid() {
+			if a := globalAddr(&ifaces[i], is6); a.IsValid() {
 				return a
 			}
 		}
 	}
+	if is6 {
+		return netip.IPv6Loopback()
+	}
 	return netip.MustParseAddr("127.0.0.1")
 }
 
-func globalAddr(iface *net.Interface) netip.Addr {
-	addrs, err := iface.Addrs()
+// otherNodeIP is the address of the second family that the device has where its
+// first one is; invalid if there is none, or the cluster has one family only.
+func (d *device) otherNodeIP() netip.Addr {
+	if len(d.cfg.parsed.clusterCIDRs) < 2 {
+		return netip.Addr{}
+	}
+	ifaces, err := net.Interfaces()
 	if err != nil {
 		return netip.Addr{}
 	}
+	for i := range ifaces {
+		var other netip.Addr
+		here := false
+		for _, a := range addrsOf(&ifaces[i]) {
+			here = here || a == d.nodeIP
+			if a.Is4() != d.nodeIP.Is4() && a.IsGlobalUnicast() && !other.IsValid() {
+				other = a
+			}
+		}
+		if here {
+			return other
+		}
+	}
+	return netip.Addr{}
+}
+
+func addrsOf(iface *net.Interface) (out []netip.Addr) {
+	addrs, err := iface.Addrs()
+	if err != nil {
+		return nil
+	}
 	for _, a := range addrs {
-		p, err := netip.ParsePrefix(a.String())
-		if err == nil && p.Addr().Is4() && p.Addr().IsGlobalUnicast() {
-			return p.Addr()
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out = append(out, p.Addr())
+		}
+	}
+	return out
+}
+
+func globalAddr(iface *net.Interface, is6 bool) netip.Addr {
+	for _, a := range addrsOf(iface) {
+		if a.Is6() == is6 && a.IsGlobalUnicast() {
+			return a
 		}
 	}
 	return netip.Addr{}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -113,7 +114,7 @@ func (d *device) open(ctx context.Context) (err error) {
 	}
 	d.onClose(d.ports.close)
 	if d.nodeIP = c.parsed.nodeIP; !d.nodeIP.IsValid() {
-		d.nodeIP = findNodeIP()
+		d.nodeIP = findNodeIP(c.parsed.clusterCIDRs[0].Addr().Is6())
 	}
 	if err := d.openIdentity(); err != nil {
 		return err
@@ -128,7 +129,10 @@ func (d *device) open(ctx context.Context) (err error) {
 
 func (d *device) openIdentity() (err error) {
 	c := d.cfg
-	ips := []netip.Addr{d.nodeIP, firstOf(c.parsed.serviceCIDR), firstOf(c.parsed.clusterCIDR)}
+	ips := []netip.Addr{d.nodeIP}
+	for _, p := range slices.Concat(c.parsed.serviceCIDRs, c.parsed.clusterCIDRs) {
+		ips = append(ips, firstOf(p))
+	}
 	if c.parsed.apiVIP.IsValid() {
 		ips = append(ips, c.parsed.apiVIP)
 	}

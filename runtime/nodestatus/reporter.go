@@ -48,8 +48,11 @@ type Images interface {
 
 // Config is what a Reporter needs.
 type Config struct {
-	NodeName    string
-	IP          func() netip.Addr
+	NodeName string
+	IP       func() netip.Addr
+	// OtherIP is the device's address of the second family, invalid if it has
+	// none; may be nil.
+	OtherIP     func() netip.Addr
 	KubeletPort int32
 	// Version is the kubelet version to report, e.g. v1.37.2+edged.
 	Version string
@@ -260,7 +263,13 @@ func (r *Reporter) fill(n *corev1.Node, m machine, images []engine.Image, now me
 			s.Allocatable[name] = q
 		}
 	}
-	s.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: r.cfg.IP().String()}, {Type: corev1.NodeHostName, Address: r.cfg.NodeName}}
+	s.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: r.cfg.IP().String()}}
+	if r.cfg.OtherIP != nil {
+		if a := r.cfg.OtherIP(); a.IsValid() {
+			s.Addresses = append(s.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
+		}
+	}
+	s.Addresses = append(s.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: r.cfg.NodeName})
 	s.DaemonEndpoints.KubeletEndpoint.Port = r.cfg.KubeletPort
 	s.NodeInfo = corev1.NodeSystemInfo{
 		MachineID: m.machineID, SystemUUID: m.machineID, BootID: m.bootID, KernelVersion: m.kernel, OSImage: m.osImage,
