@@ -63,10 +63,19 @@ func main() {
 	b := &bench{tb: &tb{}}
 	flag.DurationVar(&b.idle, "idle", 10*time.Minute, "how long the idle device is watched")
 	flag.IntVar(&b.pods, "pods", 10, "Pods on the device while memory and idling are measured")
+	only := flag.String("only", "", "measure only those of binary, start, idle, pod, many, reboot, separated by commas")
 	flag.Parse()
 	defer b.tb.end()
-	for _, f := range []func() error{b.binary, b.starting, b.memoryAndIdling, b.podLatency, b.manyPods, b.reboot} {
-		if err := f(); err != nil {
+	for _, m := range []struct {
+		name string
+		run  func() error
+	}{
+		{"binary", b.binary}, {"start", b.starting}, {"idle", b.memoryAndIdling}, {"pod", b.podLatency}, {"many", b.manyPods}, {"reboot", b.reboot},
+	} {
+		if *only != "" && !slices.Contains(strings.Split(*only, ","), m.name) {
+			continue
+		}
+		if err := m.run(); err != nil {
 			log.Print("bench: ", err)
 			b.tb.end()
 			os.Exit(1)

@@ -24,10 +24,12 @@ import (
 	"edged/net/proxy"
 	"edged/runtime/agent"
 	"edged/runtime/engine"
+	"edged/runtime/evict"
 	"edged/runtime/image"
 	"edged/runtime/nodeapi"
 	"edged/runtime/nodestatus"
 	"edged/runtime/pod"
+	"edged/runtime/podlog"
 	"edged/runtime/sandbox"
 	"edged/runtime/volume"
 )
@@ -245,6 +247,18 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 		Pods: ag, Engine: d.engine, LogRoot: logRoot, Logger: d.log, Dial: dialPod(boxes),
 	}))
 	g.Go(func() error { return ag.Run(ctx) })
+	room := evict.New(evict.Config{
+		Engine: d.engine, Pods: ag, Now: time.Now, Logger: d.log,
+		Look: func() (evict.Resources, error) {
+			r, err := nodestatus.RoomOf(c.dataDir)
+			return evict.Resources(r), err
+		},
+		Owner: func(c engine.Container) string { uid, _, _ := pod.Owner(c); return uid },
+		Dirs: func(of *corev1.Pod) []string {
+			return []string{filepath.Join(p.podData(), string(of.UID)), podlog.Dir(logRoot, of.Namespace, of.Name, string(of.UID))}
+		},
+	})
+	g.Go(func() error { return room.Run(ctx) })
 	return nil
 }
 

@@ -234,6 +234,35 @@ func (a *Agent) removeLeftovers(ctx context.Context) {
 	}
 }
 
+// Pods lists the Pods that the device runs, or ends; they are shared.
+func (a *Agent) Pods() []*corev1.Pod {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make([]*corev1.Pod, 0, len(a.workers))
+	for _, w := range a.workers {
+		out = append(out, w.pod)
+	}
+	return out
+}
+
+// evictGrace in seconds is what a Pod gets that is ended for want of memory or
+// disk: the kubelet's for hard thresholds.
+const evictGrace = 1
+
+// Evict ends a Pod for good because the device is short of something.
+func (a *Agent) Evict(uid, message string) {
+	a.mu.Lock()
+	w := a.workers[uid]
+	if w == nil {
+		a.mu.Unlock()
+		return
+	}
+	p := w.pod
+	a.mu.Unlock()
+	a.cfg.Device.Event(p, "", corev1.EventTypeWarning, pod.Evicted, message)
+	w.End(evictGrace, pod.Evicted, message)
+}
+
 // Find returns the Pod and its worker, for requests that people make about it.
 func (a *Agent) Find(namespace, name string) (*corev1.Pod, *pod.Worker, bool) {
 	a.mu.Lock()

@@ -165,7 +165,8 @@ var owned = []corev1.PodConditionType{
 func merge(cur, ours corev1.PodStatus) corev1.PodStatus {
 	conditions := slices.Clone(cur.Conditions)
 	for _, c := range ours.Conditions {
-		if !slices.Contains(owned, c.Type) {
+		evicted := c.Type == corev1.DisruptionTarget && c.Reason == corev1.PodReasonTerminationByKubelet
+		if !evicted && !slices.Contains(owned, c.Type) {
 			continue
 		}
 		i := slices.IndexFunc(conditions, func(o corev1.PodCondition) bool { return o.Type == c.Type })

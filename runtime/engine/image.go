@@ -19,7 +19,10 @@ type Image struct {
 	// SizeBytes of the compressed content.
 	SizeBytes int64
 	CreatedAt time.Time
-	Config    ImageConfig
+	// Pulled says that a registry gave the image, and may give it again. An import
+	// did not.
+	Pulled bool
+	Config ImageConfig
 }
 
 // ImageConfig is what a container inherits from its image.

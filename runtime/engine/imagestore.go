@@ -144,6 +144,13 @@ func (s *store) describe(ctx context.Context, target ocispec.Descriptor, names [
 	for _, l := range m.layers {
 		img.SizeBytes += l.Size
 	}
+	info, err := s.content.Info(ctx, target.Digest)
+	if err != nil {
+		return Image{}, m, fmt.Errorf("look at %s: %w", target.Digest, err)
+	}
+	for key := range info.Labels {
+		img.Pulled = img.Pulled || strings.HasPrefix(key, labels.LabelDistributionSource)
+	}
 	if m.image.Created != nil {
 		img.CreatedAt = *m.image.Created
 	}

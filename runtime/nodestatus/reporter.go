@@ -197,25 +197,9 @@ type machine struct {
 }
 
 func look(dataDir string) (m machine, err error) {
-	info, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
+	if err := m.room(dataDir); err != nil {
 		return m, err
 	}
-	for line := range strings.Lines(string(info)) {
-		var kib int64
-		if n, _ := fmt.Sscanf(line, "MemTotal: %d kB", &kib); n == 1 {
-			m.memory = kib << 10
-		}
-		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
-			m.available = kib << 10
-		}
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(dataDir, &st); err != nil {
-		return m, fmt.Errorf("look at the disk of %s: %w", dataDir, err)
-	}
-	m.disk, m.free = int64(st.Blocks)*int64(st.Bsize), int64(st.Bavail)*int64(st.Bsize)
-	m.inodes, m.freeInodes = st.Files, st.Ffree
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return m, err
@@ -233,6 +217,48 @@ func look(dataDir string) (m machine, err error) {
 	m.bootID = readLine("/proc/sys/kernel/random/boot_id")
 	return m, nil
 }
+
+// room reads what can run short.
+func (m *machine) room(dataDir string) error {
+	info, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(info)) {
+		var kib int64
+		if n, _ := fmt.Sscanf(line, "MemTotal: %d kB", &kib); n == 1 {
+			m.memory = kib << 10
+		}
+		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
+			m.available = kib << 10
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dataDir, &st); err != nil {
+		return fmt.Errorf("look at the disk of %s: %w", dataDir, err)
+	}
+	m.disk, m.free = int64(st.Blocks)*int64(st.Bsize), int64(st.Bavail)*int64(st.Bsize)
+	m.inodes, m.freeInodes = st.Files, st.Ffree
+	return nil
+}
+
+// Room is what can run short on the device.
+type Room struct {
+	Disk, DiskFree                   int64 // bytes of the disk that holds dataDir
+	Inodes, InodesFree               uint64
+	MemoryAvailable, MemoryThreshold int64 // below the latter is memory pressure
+}
+
+// RoomOf looks at the device now.
+func RoomOf(dataDir string) (Room, error) {
+	var m machine
+	if err := m.room(dataDir); err != nil {
+		return Room{}, err
+	}
+	return Room{m.disk, m.free, m.inodes, m.freeInodes, m.available, m.memoryThreshold()}, nil
+}
+
+func (m *machine) memoryThreshold() int64 { return min(lowMemory, m.memory/20) }
 
 func readLine(path string) string {
 	data, err := os.ReadFile(path)
@@ -276,7 +302,7 @@ func (r *Reporter) fill(n *corev1.Node, m machine, images []engine.Image, now me
 		ContainerRuntimeVersion: "containerd://2.4.2", KubeletVersion: r.cfg.Version, OperatingSystem: goruntime.GOOS, Architecture: goruntime.GOARCH,
 	}
 	s.Images = imageList(images)
-	lowMem := m.available > 0 && m.available < min(lowMemory, m.memory/20)
+	lowMem := m.available > 0 && m.available < m.memoryThreshold()
 	lowSpace := float64(m.free) < lowDisk*float64(m.disk) || m.inodes > 0 && float64(m.freeInodes) < 0.05*float64(m.inodes)
 	condition(s, corev1.NodeMemoryPressure, lowMem, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory", "kubelet has insufficient memory available", "kubelet has sufficient memory available", now)
 	condition(s, corev1.NodeDiskPressure, lowSpace, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure", "kubelet has disk pressure", "kubelet has no disk pressure", now)

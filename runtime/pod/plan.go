@@ -131,7 +131,7 @@ func (p *plan) wake(t time.Time) {
 // decide plans the Pod's next step.
 func decide(w wanted, all []*observed, now time.Time) plan {
 	p := plan{pod: w.pod, waits: map[string]waiting{}}
-	if w.ending || w.failed != nil {
+	if w.ending || w.failed != nil || over(w.pod) {
 		p.end(all)
 		return p
 	}
@@ -153,6 +153,12 @@ func decide(w wanted, all []*observed, now time.Time) plan {
 		}
 	}
 	return p
+}
+
+// over says that the Pod has reached a phase that is final: it was evicted, say,
+// and the daemon has been started again since.
+func over(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded
 }
 
 // end stops what runs: first the Pod's own containers, then its sidecars, the

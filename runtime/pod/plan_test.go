@@ -164,6 +164,20 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// TestDecideOver: a Pod of a final phase does not come back, by a restart of the
+// daemon for instance.
+func TestDecideOver(t *testing.T) {
+	for _, phase := range []corev1.PodPhase{corev1.PodFailed, corev1.PodSucceeded} {
+		pod := aPod(corev1.RestartPolicyAlways, func(p *corev1.Pod) { p.Status.Phase = phase })
+		if got := line(decide(wanted{pod: pod}, []*observed{seen("a", app, "")}, epoch)); got != "finished" {
+			t.Errorf("%s: %s", phase, got)
+		}
+		if got := line(decide(wanted{pod: pod}, []*observed{seen("a", app, "run")}, epoch)); got != "stop a" {
+			t.Errorf("%s with a container: %s", phase, got)
+		}
+	}
+}
+
 // TestDecideEnd: apps stop together, then sidecars from the last to the first.
 func TestDecideEnd(t *testing.T) {
 	all := []*observed{seen("i", initial, "exit 0"), seen("s", sidecar, "run"), seen("r", sidecar, "run"), seen("a", app, "run"), seen("b", app, "run")}

@@ -58,8 +58,18 @@ func status(w wanted, all []*observed, p plan, f facts, now time.Time) corev1.Po
 		s.Reason, s.Message = w.failed.reason, w.failed.message
 	}
 	conditions(&s, w, all, f, now)
+	if w.failed != nil && w.failed.reason == Evicted {
+		setCondition(&s, corev1.PodCondition{
+			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonTerminationByKubelet, Message: w.failed.message,
+			ObservedGeneration: w.pod.Generation, LastTransitionTime: metav1.NewTime(now.Truncate(time.Second)),
+		})
+	}
 	return s
 }
+
+// Evicted is the reason of a Pod that was ended because the device is short of
+// something.
+const Evicted = "Evicted"
 
 // phase is the kubelet's getPhase.
 func phase(w wanted, all []*observed) corev1.PodPhase {

@@ -40,6 +40,7 @@ type Engine interface {
 type Volumes interface {
 	Setup(ctx context.Context, pod *corev1.Pod) (paths map[string]string, again time.Time, err error)
 	SubPath(uid, container string, index int, volumePath, subPath string, readOnly bool) (string, error)
+	Release(ctx context.Context, uid string) error
 	Teardown(ctx context.Context, uid string) error
 	PodRunDir(uid string) string
 }
@@ -300,6 +301,9 @@ func (w *Worker) step(ctx context.Context) (gone bool, at time.Time) {
 		if !w.tidied {
 			p.wake(now.Add(time.Second))
 		}
+	}
+	if w.tidied && w.w.pod.Status.Reason == Evicted {
+		w.shed(ctx, all)
 	}
 	if until := w.held(all, now); until.IsZero() {
 		w.tell(status(w.w, all, p, w.facts(), now))
@@ -691,8 +695,8 @@ func (w *Worker) tell(s corev1.PodStatus) {
 	w.report(w.w.pod, s)
 }
 
-// tidy gives back network and namespaces of a Pod that is over. Its records and
-// logs stay until it is deleted.
+// tidy gives back network, namespaces and volumes of a Pod that is over. Its
+// records and logs stay until it is deleted.
 func (w *Worker) tidy(ctx context.Context) bool {
 	if w.pidNS() != "" {
 		w.drop(ctx, w.holderID())
@@ -701,12 +705,31 @@ func (w *Worker) tidy(ctx context.Context) bool {
 	if err == nil {
 		err = w.dev.Sandboxes.Remove(w.uid)
 	}
+	if err == nil {
+		err = w.dev.Volumes.Release(ctx, w.uid)
+	}
 	if err != nil {
-		w.dev.Logger.Error("a Pod's network is not removed yet", "pod", w.name(), "err", err)
+		w.dev.Logger.Error("what a Pod had is not given back yet", "pod", w.name(), "err", err)
 		return false
 	}
-	w.boxReady = false
+	w.boxReady, w.volumes = false, nil
 	return true
+}
+
+// shed removes the containers of an evicted Pod, whose files may be what the
+// device was short of, once the cluster knows how they ended.
+func (w *Worker) shed(ctx context.Context, all []*observed) {
+	for _, o := range all {
+		if o.cur == nil || o.running() || o.known == nil {
+			continue
+		}
+		if end := o.known.State.Terminated; end != nil && end.ContainerID == "containerd://"+o.cur.ID {
+			w.drop(ctx, o.cur.ID)
+			if o.prev != nil {
+				w.drop(ctx, o.prev.ID)
+			}
+		}
+	}
 }
 
 // forget removes the last traces of a Pod.

@@ -285,9 +285,20 @@ func (m *Manager) SubPath(uid, container string, index int, volumePath, subPath 
 	return target, nil
 }
 
-// Teardown removes all that a Pod had, its emptyDirs included. It refuses to
-// delete what is still mounted.
+// Teardown removes all that a Pod had.
 func (m *Manager) Teardown(ctx context.Context, uid string) error {
+	if err := m.Release(ctx, uid); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(m.PodRunDir(uid)); err != nil {
+		return fmt.Errorf("remove a Pod's files: %w", err)
+	}
+	return nil
+}
+
+// Release removes the volumes of a Pod that is over, its emptyDirs included; its
+// other files stay. It refuses to delete what is still mounted.
+func (m *Manager) Release(ctx context.Context, uid string) error {
 	run, data := m.PodRunDir(uid), filepath.Join(m.cfg.DataDir, uid)
 	images, err := filepath.Glob(filepath.Join(run, "volumes", "kubernetes.io~image", "*"))
 	if err != nil {
@@ -311,11 +322,10 @@ func (m *Manager) Teardown(ctx context.Context, uid string) error {
 			}
 		}
 	}
-	if err := os.RemoveAll(run); err != nil {
-		return fmt.Errorf("remove a Pod's files: %w", err)
-	}
-	if err := os.RemoveAll(data); err != nil {
-		return fmt.Errorf("remove a Pod's data: %w", err)
+	for _, dir := range []string{filepath.Join(run, "volumes"), filepath.Join(run, "subpaths"), data} {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove a Pod's volumes: %w", err)
+		}
 	}
 	return nil
 }
