@@ -83,7 +83,7 @@ func TestAMD64(t *testing.T) {
 	a.PodPhase("hello", "Running", wide)
 
 	mark = m.Mark()
-	upgrade(t, a, "broken", brokenUpgrade(t, good))
+	upgrade(t, a, "broken", brokenUpgrade(t, "amd64", good))
 	m.WaitFor(mark, "edged-init: start from the RAM disk: mount the root", wide)
 	m.WaitFor(mark, "edged-init: edged .*, slot b", wide)
 	m.WaitFor(mark, "edged-init: the daemon is ready", wide)
@@ -116,7 +116,7 @@ func upgrade(t *testing.T, a *API, name, file string) {
 }
 
 // brokenUpgrade is a properly signed upgrade whose root is none.
-func brokenUpgrade(t *testing.T, good string) string {
+func brokenUpgrade(t *testing.T, board, good string) string {
 	t.Helper()
 	text, err := os.ReadFile(os.Getenv("EDGED_UPGRADE_KEY"))
 	must(t, err)
@@ -143,7 +143,7 @@ func brokenUpgrade(t *testing.T, good string) string {
 	out, err := os.Create(path)
 	must(t, err)
 	defer out.Close()
-	must(t, slot.Sign(out, ed25519.NewKeyFromSeed(seed), slot.Manifest{Board: "amd64", Version: "broken", Cmdline: "console=ttyS0,115200 rootfstype=squashfs ro"}, files, []byte("no file system")))
+	must(t, slot.Sign(out, ed25519.NewKeyFromSeed(seed), slot.Manifest{Board: board, Version: "broken", Cmdline: "console=" + map[string]string{"amd64": "ttyS0", "rpi": "serial0"}[board] + ",115200 rootfstype=squashfs ro panic=5"}, files, []byte("no file system")))
 	return path
 }
 
@@ -196,6 +196,38 @@ func TestPi(t *testing.T) {
 	a.NodeReady(wide)
 	a.PodPhase("hello", "Running", wide)
 	t.Logf("%d cuts, %d acknowledged writes, %d unflushed writes of the disk lost or torn", cuts, len(acked), m.disk.Lost)
+}
+
+// TestPiUpgrade lets the harness's firmware read tryboot.txt once: the new slot is
+// kept when it is ready; one whose root cannot be mounted is left by itself.
+func TestPiUpgrade(t *testing.T) {
+	m := New(t, Options{Board: "rpi", MemoryMB: 384, Config: config, Preload: []string{helloArchive(t, "arm64")}})
+	m.On()
+	m.WaitFor(0, "edged-init: the daemon is ready", wide)
+	a := m.API(time.Minute)
+	a.NodeReady(wide)
+	good := filepath.Join(os.Getenv("EDGED_IMAGES"), "edged-rpi.upgrade")
+	mark := m.Mark()
+	upgrade(t, a, "good", good)
+	m.Restarted(mark, wide)
+	m.WaitFor(mark, "edged-init: edged .*, slot b", wide)
+	m.WaitFor(mark, "edged-init: slot b is kept", wide)
+
+	mark = m.Mark()
+	m.Cut()
+	m.On()
+	m.WaitFor(mark, "edged-init: edged .*, slot b", wide)
+	m.WaitFor(mark, "edged-init: the daemon is ready", wide)
+	a.NodeReady(wide)
+
+	mark = m.Mark()
+	upgrade(t, a, "broken", brokenUpgrade(t, "rpi", good))
+	m.Restarted(mark, wide) // into slot a, whose kernel finds no root
+	m.Ended(wide)
+	m.On()
+	m.WaitFor(mark, "edged-init: edged .*, slot b", wide)
+	m.WaitFor(mark, "edged-init: the daemon is ready", wide)
+	a.NodeReady(wide)
 }
 
 // load is writers that go on until the power is cut.

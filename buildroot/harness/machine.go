@@ -273,11 +273,18 @@ func (m *Machine) Cut() {
 func (m *Machine) Restarted(mark int, limit time.Duration) {
 	m.t.Helper()
 	m.tryboot = m.WaitFor(mark, `edged-init: reboot ?(.*)$`, limit)[1] == "0 tryboot"
+	m.Ended(limit)
+	m.On()
+}
+
+// Ended waits until a Pi has restarted itself, its kernel having panicked maybe;
+// it is off then.
+func (m *Machine) Ended(limit time.Duration) {
+	m.t.Helper()
 	select {
 	case <-m.done:
 	case <-time.After(limit):
-		m.t.Fatal("the machine said that it restarts and did not")
+		m.t.Fatal("the machine did not restart")
 	}
 	m.cmd = nil
-	m.On()
 }
