@@ -49,6 +49,7 @@ func New(cfg Config) (*Chain, error) {
 			security,
 			newPriority(cfg.Registry),
 			defaultTolerations{},
+			newRuntimeClass(cfg.Registry),
 		},
 	}, nil
 }

@@ -3,7 +3,7 @@
 //
 // It is the chain that upstream turns on by default, as far as its kinds are
 // served: NamespaceLifecycle, ServiceAccount, NodeRestriction, PodSecurity,
-// LimitRanger, Priority, DefaultTolerationSeconds, and the guard against
+// LimitRanger, Priority, DefaultTolerationSeconds, RuntimeClass, and the guard against
 // gaining rights by writing roles, which upstream keeps in its storage.
 //
 // It is not authorization (apiserver/authz), which sees no bodies, and not the
