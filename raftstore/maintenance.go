@@ -120,3 +120,6 @@ func (s *Store) Header(revision int64) *pb.ResponseHeader {
 	s.header(h)
 	return h
 }
+
+// Counts are what happened since the start, and how many keys there are.
+func (s *Store) Counts() mvcc.Counts { return s.db.Counts() }

@@ -488,7 +488,9 @@ func (s *Store) started(started, voters int, without uint64) (int, int) {
 	return started, voters
 }
 
-// connected counts the voters that have been connected for a while.
+// connected counts the voters that are connected to this member, which has been
+// there for a while itself: only the leader keeps connections, so that those of a
+// new leader are new.
 func (s *Store) connected() (connected, voters int) {
 	for _, e := range s.node.view().members.Members {
 		if e.Learner {
@@ -498,7 +500,7 @@ func (s *Store) connected() (connected, voters int) {
 		if e.ID == s.member {
 			connected++
 		} else if s.peers != nil {
-			if since, ok := s.peers.Connected(e.ID); ok && time.Since(since) >= healthyAfter {
+			if _, ok := s.peers.Connected(e.ID); ok && s.peers.Age() >= healthyAfter {
 				connected++
 			}
 		}

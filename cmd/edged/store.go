@@ -95,7 +95,8 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(c.dataDir, 0o700); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
-	unlock, err := lockDataDir(c.dataDir)
+	// What etcd keeps in this folder is not ours; other files beside it may be.
+	unlock, err := lockDataDir(filepath.Join(c.dataDir, "member"))
 	if err != nil {
 		return err
 	}
@@ -151,6 +152,14 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 		}
 		return nil
 	})
+	for _, l := range listeners {
+		if l.plain || conf == nil {
+			s.log.Info("serving client traffic insecurely; this is strongly discouraged!", "address", l.Addr().String())
+		}
+		if l.tls && conf != nil {
+			s.log.Info("serving client traffic securely", "address", l.Addr().String())
+		}
+	}
 	s.log.Info("ready to serve client requests", "cluster-id", fmt.Sprintf("%x", s.store.ClusterID()), "local-member-id", fmt.Sprintf("%x", s.store.MemberID()))
 	g.Go(func() error {
 		select {
@@ -194,7 +203,7 @@ func (s *storeServer) prepare() error {
 	if !s.cfg.forceNew {
 		return nil
 	}
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(dir, "wal")); errors.Is(err, os.ErrNotExist) {
 		return nil // a new member is alone anyway
 	}
 	return raftstore.ForceNew(dir, s.log)
@@ -316,15 +325,19 @@ func (s *storeServer) compactTo(ctx context.Context, at int64) error {
 }
 
 // zapLike is a handler that writes what etcd's logger does: JSON lines with
-// level, ts and msg.
+// level, ts, caller and msg.
 func zapLike(w io.Writer, level slog.Level) slog.Handler {
-	return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+	return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, AddSource: true, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) > 0 {
 			return a
 		}
 		switch a.Key {
 		case slog.TimeKey:
 			return slog.String("ts", a.Value.Time().Format("2006-01-02T15:04:05.000000Z0700"))
+		case slog.SourceKey:
+			if src, ok := a.Value.Any().(*slog.Source); ok {
+				return slog.String("caller", fmt.Sprintf("%s:%d", filepath.Join(filepath.Base(filepath.Dir(src.File)), filepath.Base(src.File)), src.Line))
+			}
 		case slog.LevelKey:
 			return slog.String("level", strings.ToLower(a.Value.String()))
 		}

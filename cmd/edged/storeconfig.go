@@ -65,7 +65,7 @@ var meaningless = map[string]string{
 	"raft-read-timeout": "duration", "raft-write-timeout": "duration", "socket-reuse-address": "bool", "socket-reuse-port": "bool",
 	"unsafe-no-fsync": "bool", "v2-deprecation": "string", "wal-dir": "string",
 	"warning-apply-duration": "duration", "warning-unary-request-duration": "duration", "lease-checkpoint": "bool",
-	"self-signed-cert-validity": "uint", "tls-max-version": "string",
+	"self-signed-cert-validity": "uint",
 }
 
 // quiet are those of them that nobody who sets them loses anything by.

@@ -29,7 +29,7 @@ type tlsConfig struct {
 	clientCert, clientKey            string
 	certAuth, auto, skipSAN          bool
 	allowedCNs, allowedHosts, cipher []string
-	minVersion                       string
+	minVersion, maxVersion           string
 	log                              *slog.Logger
 }
 
@@ -45,6 +45,7 @@ func (t *tlsConfig) flags(fs *pflag.FlagSet, prefix string) {
 	fs.BoolVar(&t.auto, map[string]string{"": "auto-tls", "peer-": "peer-auto-tls"}[prefix], false, "make a certificate at start")
 	if prefix == "" {
 		fs.StringVar(&t.minVersion, "tls-min-version", "TLS1.2", "`TLS1.2` or TLS1.3")
+		fs.StringVar(&t.maxVersion, "tls-max-version", "", "`TLS1.2` or TLS1.3")
 		fs.StringSliceVar(&t.cipher, "cipher-suites", nil, "`names` of the cipher suites of TLS 1.2")
 		fs.StringSliceVar(&t.allowedHosts, "client-cert-allowed-hostname", nil, "`names` that a client's certificate must have one of")
 		return
@@ -64,15 +65,20 @@ func (t *tlsConfig) server() (*tls.Config, error) {
 		return nil, nil
 	}
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if t.maxVersion == "TLS1.2" {
+		conf.MaxVersion = tls.VersionTLS12
+	}
 	if t.minVersion == "TLS1.3" {
 		conf.MinVersion = tls.VersionTLS13
 	}
 	for _, name := range t.cipher {
-		i := slices.IndexFunc(tls.CipherSuites(), func(c *tls.CipherSuite) bool { return c.Name == name })
+		all := append(tls.CipherSuites(), tls.InsecureCipherSuites()...)
+		// Go's names say the hash, the older ones that etcd knows too do not.
+		i := slices.IndexFunc(all, func(c *tls.CipherSuite) bool { return c.Name == name || c.Name == name+"_SHA256" })
 		if i < 0 {
 			return nil, misusef("--cipher-suites: unexpected TLS cipher suite %q", name)
 		}
-		conf.CipherSuites = append(conf.CipherSuites, tls.CipherSuites()[i].ID)
+		conf.CipherSuites = append(conf.CipherSuites, all[i].ID)
 	}
 	if err := t.certificates(conf); err != nil {
 		return nil, err

@@ -35,7 +35,7 @@ var routes = map[string]string{
 	"cluster/member/add": "Cluster/MemberAdd", "cluster/member/remove": "Cluster/MemberRemove", "cluster/member/update": "Cluster/MemberUpdate",
 	"cluster/member/list": "Cluster/MemberList", "cluster/member/promote": "Cluster/MemberPromote",
 	"maintenance/alarm": "Maintenance/Alarm", "maintenance/status": "Maintenance/Status", "maintenance/defragment": "Maintenance/Defragment",
-	"maintenance/hash": "Maintenance/HashKV", "maintenance/snapshot": "Maintenance/Snapshot",
+	"maintenance/hash": "Maintenance/Hash", "maintenance/hashkv": "Maintenance/HashKV", "maintenance/snapshot": "Maintenance/Snapshot",
 	"maintenance/transfer-leadership": "Maintenance/MoveLeader", "maintenance/downgrade": "Maintenance/Downgrade",
 	"auth/enable": "Auth/AuthEnable", "auth/disable": "Auth/AuthDisable", "auth/status": "Auth/AuthStatus", "auth/authenticate": "Auth/Authenticate",
 	"auth/user/add": "Auth/UserAdd", "auth/user/get": "Auth/UserGet", "auth/user/list": "Auth/UserList", "auth/user/delete": "Auth/UserDelete",

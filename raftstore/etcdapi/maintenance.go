@@ -20,7 +20,9 @@ import (
 const (
 	// Version is the release of etcd whose API this is.
 	Version = "3.7.3"
-	// clusterVersion is what all members understand.
+	// ClusterVersion is its minor release: what all members understand.
+	ClusterVersion = "3.7"
+	// clusterVersion is that as etcd's API tells it.
 	clusterVersion = "3.7.0"
 	// defaultQuota is what etcd tells when there is none.
 	defaultQuota = 2 << 30

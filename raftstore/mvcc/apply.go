@@ -29,6 +29,7 @@ func (db *DB) Apply(a Applied, req *pb.InternalRaftRequest) (proto.Message, erro
 		if err := db.permitTxn(by, req.Txn); err != nil {
 			return nil, err
 		}
+		db.counts.Txns++
 		return respond(db.txn(req.Txn))
 	case req.Compaction != nil:
 		return respond(db.compact(req.Compaction))
@@ -91,7 +92,7 @@ type txn struct {
 }
 
 // begin starts a transaction; mu is held until end.
-func (db *DB) begin() *txn { return &txn{db: db, view: view{db: db}, main: db.revision + 1} }
+func (db *DB) begin() *txn { return &txn{db: db, view: db.view(), main: db.revision + 1} }
 
 // current is the revision that responses inside the transaction show.
 func (t *txn) current() int64 {
@@ -124,6 +125,7 @@ func (t *txn) record(typ mvccpb.Event_EventType, kv, prev *mvccpb.KeyValue) {
 	}
 	data := mustMarshal(stored)
 	t.db.pending = append(t.db.pending, record{rev, typ == mvccpb.Event_DELETE, data})
+	t.view.pending = t.db.pending // the transaction sees its own changes
 	t.db.bytes += len(data)
 	t.events = append(t.events, &mvccpb.Event{Type: typ, Kv: kv, PrevKv: prev})
 }
@@ -177,6 +179,10 @@ func (t *txn) put(req *pb.PutRequest) (*pb.PutResponse, error) {
 			kv.Lease = prev.Lease
 		}
 	}
+	t.db.counts.Puts++
+	if prev == nil {
+		t.db.counts.Keys++
+	}
 	t.db.index.put(kv.Key, Rev{t.main, t.sub})
 	t.record(mvccpb.Event_PUT, kv, prev)
 	t.db.attach(kv.Key, kv.Lease)
@@ -189,6 +195,7 @@ func (t *txn) put(req *pb.PutRequest) (*pb.PutResponse, error) {
 
 func (t *txn) deleteRange(req *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
 	resp := &pb.DeleteRangeResponse{}
+	t.db.counts.Deletes++
 	var keys [][]byte
 	t.db.index.ascend(req.Key, req.RangeEnd, func(e *entry) bool {
 		if _, ok := e.at(t.main); ok {
@@ -201,6 +208,7 @@ func (t *txn) deleteRange(req *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, 
 		if err != nil {
 			return nil, err
 		}
+		t.db.counts.Keys--
 		t.db.index.delete(key, Rev{t.main, t.sub})
 		t.record(mvccpb.Event_DELETE, &mvccpb.KeyValue{Key: key, ModRevision: t.main}, prev)
 		t.db.attach(key, 0)

@@ -95,6 +95,7 @@ type DB struct {
 		gone   []gone          // to delete from "key"
 	}
 	hashes  []KVHash // of compacted revisions
+	counts  Counts
 	recent  ring
 	changed chan struct{} // closed and replaced when revision or compacted moves
 	closed  bool
@@ -168,6 +169,12 @@ func (db *DB) load() (err error) {
 		// A file of etcd's does not tell its revision, and may have lost the
 		// newest rows to a compaction.
 		db.revision = max(db.revision, db.compacted)
+		db.index.tree.Ascend(func(e *entry) bool {
+			if !e.gens[len(e.gens)-1].ended {
+				db.counts.Keys++
+			}
+			return true
+		})
 		return nil
 	})
 	return err
@@ -185,7 +192,7 @@ func (db *DB) empty() {
 	db.index, db.revision, db.compacted, db.applied, db.conf = newIndex(), 1, 0, Applied{}, nil
 	db.leases, db.attached, db.alarms = map[int64]*lease{}, map[string]int64{}, map[pb.AlarmType]map[uint64]bool{}
 	db.auth, db.rows = auth.New(), map[string]map[string][]byte{}
-	db.pending, db.bytes, db.recent, db.hashes = nil, 0, ring{}, nil
+	db.pending, db.bytes, db.recent, db.hashes, db.counts = nil, 0, ring{}, nil, Counts{}
 	db.dirty.meta, db.dirty.gone = false, nil
 	db.dirty.leases, db.dirty.rows = map[int64]bool{}, map[rowKey]bool{}
 }
@@ -193,8 +200,19 @@ func (db *DB) empty() {
 // view is a consistent look at what is on disk, opened when it is first needed:
 // most reads of a small store find all they want in memory.
 type view struct {
-	db *DB
-	tx *bolt.Tx
+	db      *DB
+	pending []record
+	tx      *bolt.Tx
+}
+
+// view looks at what is there now; mu is held.
+func (db *DB) view() view { return view{db: db, pending: db.pending} }
+
+// pin opens the look at the disk, after which the view may be read without mu:
+// what is not yet on that disk is in pending, whose records never change.
+func (v *view) pin() error {
+	_, err := v.bucket()
+	return err
 }
 
 func (v *view) bucket() (*bolt.Bucket, error) {
@@ -214,9 +232,10 @@ func (v *view) close() {
 	}
 }
 
-// read returns the row at rev, from memory or from disk. mu is held.
+// read returns the row at rev, from memory or from disk. mu is held, or the view
+// is pinned.
 func (v *view) read(rev Rev) (*mvccpb.KeyValue, error) {
-	pending := v.db.pending
+	pending := v.pending
 	if i := sort.Search(len(pending), func(i int) bool { return !pending[i].rev.less(rev) }); i < len(pending) && pending[i].rev == rev {
 		return decodeKV(pending[i].rev, pending[i].data)
 	}
@@ -379,4 +398,14 @@ func (db *DB) WaitApplied(ctx context.Context, index uint64) error {
 		case <-changed:
 		}
 	}
+}
+
+// Counts are what happened since the start, and how many keys there are.
+type Counts struct{ Puts, Deletes, Txns, Keys int64 }
+
+// Counts returns them.
+func (db *DB) Counts() Counts {
+	db.mu.RLock()
+	defer db.mu.RUnlock()
+	return db.counts
 }

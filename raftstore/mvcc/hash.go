@@ -108,7 +108,7 @@ func (db *DB) hashKV(at int64) (KVHash, error) {
 		h.Write(data)
 		return nil
 	}
-	v := view{db: db}
+	v := db.view()
 	defer v.close()
 	if err := v.rows(out.Revision, row); err != nil {
 		return KVHash{}, err
@@ -120,8 +120,8 @@ func (db *DB) hashKV(at int64) (KVHash, error) {
 // rows visits all rows up to a main revision, from disk and from memory.
 func (v *view) rows(to int64, f func(Rev, bool, []byte) error) error {
 	first := Rev{math.MaxInt64, 0}
-	if len(v.db.pending) > 0 {
-		first = v.db.pending[0].rev
+	if len(v.pending) > 0 {
+		first = v.pending[0].rev
 	}
 	b, err := v.bucket()
 	if err != nil {
@@ -142,7 +142,7 @@ func (v *view) rows(to int64, f func(Rev, bool, []byte) error) error {
 			}
 		}
 	}
-	for _, r := range v.db.pending {
+	for _, r := range v.pending {
 		if r.rev.Main > to {
 			break
 		}

@@ -16,14 +16,35 @@ import (
 // [Key, RangeEnd): no RangeEnd is the key alone, "\0" is all keys from Key on.
 func (db *DB) Range(by auth.Caller, req *pb.RangeRequest) (*pb.RangeResponse, error) {
 	db.mu.RLock()
-	defer db.mu.RUnlock()
+	locked := true
+	unlock := func() {
+		if locked {
+			locked = false
+			db.mu.RUnlock()
+		}
+	}
+	defer unlock()
 	if err := db.auth.Read(by, req.Key, req.RangeEnd); err != nil {
 		return nil, err
 	}
-	v := view{db: db}
+	v := db.view()
 	defer v.close()
-	return v.rangeAt(req, db.revision)
+	resp, revs, err := v.find(req, db.revision)
+	if err != nil {
+		return nil, err
+	}
+	if len(revs) > longRange {
+		// Writers need not wait while many values are read.
+		if err := v.pin(); err != nil {
+			return nil, err
+		}
+		unlock()
+	}
+	return v.fetch(req, resp, revs)
 }
+
+// longRange is how many values are read while writers wait.
+const longRange = 64
 
 // filtered reports whether more than key, end and revision decide which keys a
 // request gets.
@@ -43,40 +64,55 @@ func fetchLimit(req *pb.RangeRequest) int64 {
 
 // rangeAt is Range with mu held; current is the newest revision visible.
 func (v *view) rangeAt(req *pb.RangeRequest, current int64) (*pb.RangeResponse, error) {
+	resp, revs, err := v.find(req, current)
+	if err != nil {
+		return nil, err
+	}
+	return v.fetch(req, resp, revs)
+}
+
+// find looks up in the index which rows a request wants; mu is held.
+func (v *view) find(req *pb.RangeRequest, current int64) (resp *pb.RangeResponse, revs []Rev, err error) {
 	at := req.Revision
 	switch {
 	case at > current:
-		return nil, ErrFutureRev
+		return nil, nil, ErrFutureRev
 	case at <= 0:
 		at = current
 	case at < v.db.compacted:
-		return nil, ErrCompacted
+		return nil, nil, ErrCompacted
 	}
-	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: current}}
+	resp = &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: current}}
 	limit := fetchLimit(req)
-	var err error
 	v.db.index.ascend(req.Key, req.RangeEnd, func(e *entry) bool {
 		ver, ok := e.at(at)
 		if !ok {
 			return true
 		}
 		resp.Count++
-		if req.CountOnly {
-			return true
-		}
-		if int64(len(resp.Kvs)) >= limit {
+		switch {
+		case req.CountOnly:
+		case int64(len(revs)) >= limit:
 			resp.More = true
-			return true
+		default:
+			revs = append(revs, ver.rev)
 		}
-		var kv *mvccpb.KeyValue
-		if kv, err = v.read(ver.rev); err != nil {
-			return false
-		}
-		resp.Kvs = append(resp.Kvs, kv)
 		return true
 	})
-	if err != nil {
-		return nil, err
+	return resp, revs, nil
+}
+
+// fetch reads the rows and brings them into the form that was asked for; mu is
+// held, or the view is pinned.
+func (v *view) fetch(req *pb.RangeRequest, resp *pb.RangeResponse, revs []Rev) (*pb.RangeResponse, error) {
+	if len(revs) > 0 {
+		resp.Kvs = make([]*mvccpb.KeyValue, len(revs))
+	}
+	for i, rev := range revs {
+		var err error
+		if resp.Kvs[i], err = v.read(rev); err != nil {
+			return nil, err
+		}
 	}
 	filterAndSort(req, resp)
 	if req.Limit > 0 && int64(len(resp.Kvs)) > req.Limit {

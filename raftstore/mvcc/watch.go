@@ -183,7 +183,7 @@ func (w *Watcher) fromDisk(to int64) (Batch, <-chan struct{}, error) {
 	if w.next < db.compacted {
 		return Batch{}, nil, ErrCompacted
 	}
-	r := reader{w: w, to: to, view: view{db: db}, out: Batch{Revision: to}, last: w.next - 1}
+	r := reader{w: w, to: to, view: db.view(), out: Batch{Revision: to}, last: w.next - 1}
 	defer r.view.close()
 	if err := r.read(); err != nil {
 		return Batch{}, nil, fmt.Errorf("read history from revision %d: %w", w.next, err)

@@ -167,6 +167,9 @@ func (t *Transport) Send(msgs []*raftpb.Message) {
 	}
 }
 
+// Age is how long this member has been there.
+func (t *Transport) Age() time.Duration { return time.Since(t.born) }
+
 // Connected tells since when there has been a connection to a member, or that
 // there is none.
 func (t *Transport) Connected(id uint64) (since time.Time, ok bool) {
