@@ -10,7 +10,7 @@ command -v qemu-arm-static >/dev/null || {
   apt-get -qq update
   apt-get -qq install -y --no-install-recommends qemu-user-static >/dev/null
 }
-packages=(./raftstore/wal ./raftstore/mvcc ./internal/atomicfile ./apiserver/codec/... ./controller/... ./scheduler/... ./buildroot/image)
+packages=(./raftstore/wal ./raftstore/mvcc ./internal/atomicfile ./apiserver/codec ./controller/gc ./controller/loop ./scheduler/... ./buildroot/fat ./buildroot/disk ./buildroot/slot ./buildroot/pid1)
 for goarch in ${GOARCHES:-arm64 arm}; do
   case $goarch in arm64) qemu=qemu-aarch64-static ;; arm) qemu=qemu-arm-static ;; esac
   GOARCH=$goarch GOARM=6 go test -short -timeout 10m -exec "$qemu" "${packages[@]}"
