@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -148,7 +149,7 @@ func brokenUpgrade(t *testing.T, board, good string) string {
 }
 
 // TestPi boots the Raspberry Pi's image with the harness as its firmware, writes
-// through the API, and cuts the power with the disk's cache lost: every
+// through the API, and cuts the power in a flush, the disk's cache lost: every
 // acknowledged write is there, as often as EDGED_CUTS says.
 func TestPi(t *testing.T) {
 	m := New(t, Options{Board: "rpi", MemoryMB: 256, Config: config, Preload: []string{helloArchive(t, "arm64")}, NBD: true})
@@ -167,8 +168,13 @@ func TestPi(t *testing.T) {
 	var acked []string
 	for cut := range cuts {
 		load := startLoad(a, cut)
-		load.wait(t, 40)
+		load.wait(t, 20)
 		mark := m.Mark()
+		select {
+		case <-m.disk.CutAtFlush(1 + rand.IntN(20)):
+		case <-time.After(wide):
+			t.Fatal("four writers wait and nothing is flushed")
+		}
 		m.Cut()
 		acked = append(acked, load.stop()...)
 		m.On()
@@ -195,6 +201,9 @@ func TestPi(t *testing.T) {
 	}
 	a.NodeReady(wide)
 	a.PodPhase("hello", "Running", wide)
+	if m.disk.Lost == 0 {
+		t.Error("no cut took a write: nothing was shown")
+	}
 	t.Logf("%d cuts, %d acknowledged writes, %d unflushed writes of the disk lost or torn", cuts, len(acked), m.disk.Lost)
 }
 

@@ -26,6 +26,8 @@ type Disk struct {
 	pending []write
 	bytes   int
 	conns   map[net.Conn]bool
+	cutIn   int           // flushes until the power goes; 0: it stays
+	dark    chan struct{} // closed when it went; nil: nobody asked
 	// Lost counts the writes that power cuts took.
 	Lost int
 }
@@ -136,9 +138,17 @@ func (d *Disk) flush() error {
 func (d *Disk) Cut() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.cut()
+}
+
+func (d *Disk) cut() error {
 	d.rng.Shuffle(len(d.pending), func(i, j int) { d.pending[i], d.pending[j] = d.pending[j], d.pending[i] })
-	for _, w := range d.pending {
-		switch d.rng.IntN(3) {
+	for i, w := range d.pending {
+		fate := d.rng.IntN(3)
+		if i == 0 {
+			fate = 0 // a cut that takes nothing shows nothing
+		}
+		switch fate {
 		case 0:
 			d.Lost++
 			continue
@@ -154,6 +164,37 @@ func (d *Disk) Cut() error {
 	}
 	d.pending, d.bytes = nil, 0
 	return nil
+}
+
+var errDark = errors.New("the power is gone")
+
+// CutAtFlush lets the power go when the n-th flush from now arrives, which is the
+// worst moment: what it was to make last is lost in part, and nothing that comes
+// after it is heard. The channel is closed then.
+func (d *Disk) CutAtFlush(n int) <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cutIn, d.dark = n, make(chan struct{})
+	return d.dark
+}
+
+func (d *Disk) powerGoes() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cutIn == 0 {
+		return false
+	}
+	if d.cutIn--; d.cutIn > 0 {
+		return false
+	}
+	if err := d.cut(); err != nil {
+		return false
+	}
+	for c := range d.conns {
+		c.Close()
+	}
+	close(d.dark)
+	return true
 }
 
 // NBD's numbers.
@@ -269,6 +310,9 @@ func (d *Disk) request(c net.Conn) error {
 		err = fmt.Errorf("request %d is not known", kind)
 	}
 	if err == nil && (kind == cmdFlush || flags&cmdFUA != 0) {
+		if d.powerGoes() {
+			return errDark
+		}
 		err = d.Sync()
 	}
 	reply := be.AppendUint32(nil, nbdSimpleReply)
