@@ -745,6 +745,13 @@ func (w *Worker) forget(ctx context.Context) error {
 	return errors.Join(w.dev.Volumes.Teardown(ctx, w.uid), os.RemoveAll(w.logDir()))
 }
 
+// Termination messages are part of the Pod's object: bounds of one, and of all of
+// a Pod's; the kubelet's.
+const (
+	maxMessageBytes  = 4 << 10
+	maxMessagesBytes = 12 << 10
+)
+
 // message is the termination message of an attempt that has ended: what it wrote
 // to its file or, if the container asks for it and failed, the end of its log.
 func (w *Worker) message(c engine.Container) string {
@@ -756,7 +763,7 @@ func (w *Worker) message(c engine.Container) string {
 	spec := slots(w.w.pod)[i].c
 	data, err := os.ReadFile(w.terminationLog(name, attemptOf(c)))
 	if err == nil && len(data) > 0 {
-		return string(data[:min(len(data), 4096)])
+		return string(data[:min(len(data), maxMessageBytes, maxMessagesBytes/len(slots(w.w.pod)))])
 	}
 	if spec.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError && c.ExitCode != 0 {
 		return podlog.LastLines(podlog.Path(w.logDir(), name, attemptOf(c)), 80, 2048)
