@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	goruntime "runtime"
 	"strings"
 	"sync/atomic"
@@ -26,10 +27,11 @@ import (
 	"edged/apiserver/authz"
 	"edged/apiserver/kinds"
 	"edged/apiserver/registry"
+	"edged/cluster/join"
 )
 
 // ports are the sockets that the device listens on.
-type ports struct{ api, kubelet, control, etcd net.Listener }
+type ports struct{ api, kubelet, peer, control, etcd net.Listener }
 
 func listen(c *config) (p ports, err error) {
 	if p.api, err = net.Listen("tcp", c.apiListen); err != nil {
@@ -43,6 +45,9 @@ func listen(c *config) (p ports, err error) {
 			return p, errors.Join(fmt.Errorf("--etcd-listen: %w", err), p.close())
 		}
 	}
+	if p.peer, err = net.Listen("tcp", c.peerListen); err != nil {
+		return p, errors.Join(fmt.Errorf("--peer-listen: %w", err), p.close())
+	}
 	if p.control, err = listenControl(c.runDir); err != nil {
 		return p, errors.Join(err, p.close())
 	}
@@ -51,7 +56,7 @@ func listen(c *config) (p ports, err error) {
 
 func (p ports) close() error {
 	var errs []error
-	for _, l := range []net.Listener{p.api, p.kubelet, p.control, p.etcd} {
+	for _, l := range []net.Listener{p.api, p.kubelet, p.peer, p.control, p.etcd} {
 		if l == nil {
 			continue
 		}
@@ -96,6 +101,8 @@ func (d *device) openAPI() (err error) {
 		return err
 	}
 	d.registry.SetAdmission(chain)
+	d.kubelets = &http.Transport{TLSClientConfig: d.identity.KubeletClientTLS(), IdleConnTimeout: 30 * time.Second, MaxIdleConnsPerHost: 2, TLSHandshakeTimeout: 10 * time.Second}
+	d.onClose(func() error { d.kubelets.CloseIdleConnections(); return nil })
 	d.api, err = apiserver.New(apiserver.Config{
 		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d,
 		Version: apiVersion(), ServerAddress: fmt.Sprintf("%s:%d", d.nodeIP, c.parsed.api.Port()),
@@ -134,7 +141,10 @@ func (d *device) serve(ctx context.Context, g *errgroup.Group) {
 	mux := http.NewServeMux()
 	d.controlHandlers(mux)
 	d.serveOn(ctx, g, d.ports.control, &http.Server{Handler: mux}, false)
-	d.serveOn(ctx, g, d.ports.api, &http.Server{Handler: d.api}, true)
+	api := http.NewServeMux()
+	api.Handle("/", d.api)
+	api.Handle(join.Path, d.joinHandler())
+	d.serveOn(ctx, g, d.ports.api, &http.Server{Handler: api}, true)
 	d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.guard(&d.node)}, true)
 	d.serveEtcd(ctx, g)
 }
@@ -195,10 +205,26 @@ func (n *nodeHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // Handler reaches the kubelet API of a device. It is apiserver's NodeConnector.
 func (d *device) Handler(node string) (http.Handler, error) {
-	if node != d.cfg.nodeName {
-		return nil, fmt.Errorf("node %q is not reachable from %q", node, d.cfg.nodeName)
+	if node == d.cfg.nodeName {
+		return &d.node, nil
 	}
-	return &d.node, nil
+	n, ok := registry.For[*corev1.Node](d.registry).Get("", node)
+	if !ok {
+		return nil, fmt.Errorf("there is no node %q", node)
+	}
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			host := net.JoinHostPort(a.Address, fmt.Sprint(n.Status.DaemonEndpoints.KubeletEndpoint.Port))
+			return &httputil.ReverseProxy{
+				Transport: d.kubelets, FlushInterval: -1, ErrorLog: log.New(handshakeErrors{d.log}, "", 0),
+				Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "https", host },
+				ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+					http.Error(w, fmt.Sprintf("error dialing backend: %v", err), http.StatusBadGateway)
+				},
+			}, nil
+		}
+	}
+	return nil, fmt.Errorf("node %q has no address", node)
 }
 
 // guard lets through who may use the kubelet API: it is authorized as a

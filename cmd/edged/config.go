@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,7 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 
+	"edged/cluster/join"
 	"edged/net/announce"
+	"edged/raftstore"
 )
 
 // config is what a device is told. Its flags are the one table of settings:
@@ -30,6 +33,11 @@ type config struct {
 	apiListen     string
 	kubeletListen string
 	etcdListen    string
+	peerListen    string
+	join          []string
+	token         string
+	tokenFile     string
+	voters        int
 	clusterCIDR   string
 	serviceCIDR   string
 	clusterDNS    string
@@ -41,8 +49,13 @@ type config struct {
 	nodeLabels    []string
 	nodeTaints    []string
 
+	// given are the flags that were set, by the command line or the file.
+	given map[string]bool
+
 	// parsed by validate
 	parsed struct {
+		token              join.Token
+		peer               netip.AddrPort
 		nodeIP             netip.Addr // invalid: found out at start
 		api, kubelet, etcd netip.AddrPort
 		// At most one per address family, the cluster's first family first.
@@ -74,6 +87,11 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.apiListen, "api-listen", "0.0.0.0:6443", "`address:port` of the Kubernetes API")
 	fs.StringVar(&c.kubeletListen, "kubelet-listen", "0.0.0.0:10250", "`address:port` of the kubelet API")
 	fs.StringVar(&c.etcdListen, "etcd-listen", "127.0.0.1:2379", "`address:port` of the etcd API, for clients with an administrator's certificate; empty turns it off")
+	fs.StringVar(&c.peerListen, "peer-listen", "0.0.0.0:2380", "`address:port` at which the other devices reach this one's store")
+	fs.StringSliceVar(&c.join, "join", nil, "`host:port` of the API of a device whose cluster to join at the first start; may be repeated, any may be down")
+	fs.StringVar(&c.token, "token", "", "`token` for --join, from `edged token create` on a device of the cluster; prefer --token-file")
+	fs.StringVar(&c.tokenFile, "token-file", "", "`file` that holds the token for --join")
+	fs.IntVar(&c.voters, "voters", raftstore.DefaultVoters, "how many devices vote at most; the others keep the state too")
 	fs.StringVar(&c.clusterCIDR, "cluster-cidr", "10.42.0.0/16", "`prefix` of Pod addresses, or an IPv4 and an IPv6 one; each device gets a /24, a /64 of it")
 	fs.StringVar(&c.serviceCIDR, "service-cidr", "10.43.0.0/16", "`prefix` of Service addresses, or an IPv4 and an IPv6 one")
 	fs.StringVar(&c.clusterDNS, "cluster-dns", "10.43.0.10", "`address` that Pods ask for names, out of --service-cidr; or one per family")
@@ -102,7 +120,12 @@ func (c *config) parse(name string, args []string, register func(*pflag.FlagSet)
 	if flags.NArg() > 0 {
 		return "", misusef("unexpected argument %q", flags.Arg(0))
 	}
-	return "", c.readFile(flags)
+	if err := c.readFile(flags); err != nil {
+		return "", err
+	}
+	c.given = map[string]bool{}
+	flags.Visit(func(f *pflag.Flag) { c.given[f.Name] = true })
+	return "", nil
 }
 
 // readFile sets the flags that the command line did not. A key that only
@@ -188,7 +211,40 @@ func (c *config) validate() error {
 	if err := c.validateNetwork(); err != nil {
 		return err
 	}
+	if err := c.validateJoin(); err != nil {
+		return err
+	}
 	return c.validateNode()
+}
+
+func (c *config) validateJoin() (err error) {
+	if c.voters < 1 || c.voters%2 == 0 {
+		return misusef("--voters: %d is not an odd number", c.voters)
+	}
+	for _, addr := range c.join {
+		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
+			return misusef("--join: %q is not host:port", addr)
+		}
+	}
+	switch {
+	case c.token != "" && c.tokenFile != "":
+		return misusef("--token and --token-file: give one of them")
+	case c.tokenFile != "":
+		data, err := os.ReadFile(c.tokenFile)
+		if err != nil {
+			return misusef("--token-file: %w", err)
+		}
+		if c.parsed.token, err = join.ParseToken(string(data)); err != nil {
+			return misusef("--token-file: %w", err)
+		}
+	case c.token != "":
+		if c.parsed.token, err = join.ParseToken(c.token); err != nil {
+			return misusef("--token: %w", err)
+		}
+	case len(c.join) > 0:
+		return misusef("--join: a token is needed, from `edged token create` on a device of the cluster: --token-file or --token")
+	}
+	return nil
 }
 
 func (c *config) validateNetwork() (err error) {
@@ -200,6 +256,7 @@ func (c *config) validateNetwork() (err error) {
 	}{
 		{"api-listen", c.apiListen, &p.api, false},
 		{"kubelet-listen", c.kubeletListen, &p.kubelet, false},
+		{"peer-listen", c.peerListen, &p.peer, false},
 		{"etcd-listen", c.etcdListen, &p.etcd, true},
 	} {
 		if l.value == "" && l.optional {

@@ -38,6 +38,8 @@ const (
 	logRoot = "/var/log/pods"
 	// hostResolvConf is how this device itself resolves names.
 	hostResolvConf = "/etc/resolv.conf"
+	// registerAgain is how often a device without a Node tries to become one.
+	registerAgain = time.Second
 	// refreshBridge is how often the bridge looks whether another program changed
 	// what it relies on.
 	refreshBridge = 10 * time.Second
@@ -82,9 +84,9 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 			return nil
 		},
 	})
-	node, err := status.Register(ctx)
+	node, err := d.register(ctx, status)
 	if err != nil {
-		return endOf(ctx, fmt.Errorf("register the Node %s: %w", c.nodeName, err))
+		return endOf(ctx, err)
 	}
 	var podCIDRs []netip.Prefix
 	for _, s := range node.Spec.PodCIDRs {
@@ -107,6 +109,27 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 	d.running.Store(true)
 	g.Go(func() error { return status.Run(ctx) })
 	return nil
+}
+
+// register makes the device's Node, however long it takes until there is a leader.
+func (d *device) register(ctx context.Context, status *nodestatus.Reporter) (*corev1.Node, error) {
+	t := time.NewTicker(registerAgain)
+	defer t.Stop()
+	for told := ""; ; {
+		node, err := status.Register(ctx)
+		if err == nil {
+			return node, nil
+		}
+		if err.Error() != told && ctx.Err() == nil {
+			told = err.Error()
+			d.log.Warn("the device is not registered as a Node yet, trying again", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-t.C:
+		}
+	}
 }
 
 func taints(c *config) (out []corev1.Taint) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 
 	"edged/apiserver"
 	"edged/apiserver/registry"
@@ -67,6 +69,8 @@ type device struct {
 
 	ports    ports
 	identity *identity.Identity
+	cluster  *clusterFile
+	kubelets *http.Transport // to the kubelet APIs of the others
 	store    *raftstore.Store
 	registry *registry.Registry
 	access   access
@@ -116,10 +120,15 @@ func (d *device) open(ctx context.Context) (err error) {
 	if d.nodeIP = c.parsed.nodeIP; !d.nodeIP.IsValid() {
 		d.nodeIP = findNodeIP(c.parsed.clusterCIDRs[0].Addr().Is6())
 	}
+	if err := d.openCluster(ctx); err != nil {
+		return err
+	}
 	if err := d.openIdentity(); err != nil {
 		return err
 	}
-	d.store, err = raftstore.Open(ctx, raftstore.Config{Dir: filepath.Join(c.dataDir, "store"), Name: c.nodeName, Logger: d.log})
+	// Without waiting for a leader: this device's own replica says what it has to
+	// run, also when it is alone.
+	d.store, err = raftstore.OpenUnready(ctx, d.storeConfig())
 	if err != nil {
 		return err
 	}
@@ -184,6 +193,14 @@ func (d *device) run(ctx context.Context) error {
 		if err := d.registry.WaitReady(ctx); err != nil {
 			return endOf(ctx, err)
 		}
+		if !d.knowsItself() {
+			// A device that joins has to see the cluster first.
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-d.store.Ready():
+			}
+		}
 		return d.runNode(ctx, g)
 	})
 	g.Go(func() error { return d.announce(ctx) })
@@ -193,6 +210,12 @@ func (d *device) run(ctx context.Context) error {
 		err = nil
 	}
 	return err
+}
+
+// knowsItself says whether this device's replica has its Node.
+func (d *device) knowsItself() bool {
+	_, ok := registry.For[*corev1.Node](d.registry).Get("", d.cfg.nodeName)
+	return ok
 }
 
 // endOf turns the error of a call that ctx cut short into none.

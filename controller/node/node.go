@@ -32,6 +32,7 @@ type controller struct {
 	events   *recorder.Recorder
 	eviction *recorder.Recorder
 	queue    *loop.Queue
+	more     chan struct{} // holds one: Nodes came or went
 }
 
 // Run makes the controller.
@@ -39,10 +40,19 @@ func Run(liveness Liveness) loop.Run {
 	return func(ctx context.Context, env loop.Env) error {
 		c := &controller{
 			env: env, liveness: liveness, nodes: registry.For[*corev1.Node](env.Registry), pods: registry.For[*corev1.Pod](env.Registry),
+			more:   make(chan struct{}, 1),
 			events: env.Events.Component("node-controller"), eviction: env.Events.Component("taint-eviction-controller"),
 		}
 		c.queue = loop.NewQueue(loop.Config{Name: "node", Reconcile: c.sync, Logger: env.Logger})
-		defer c.nodes.Subscribe(func(e registry.Event[*corev1.Node]) { c.queue.Add(e.Object.Name) })()
+		defer c.nodes.Subscribe(func(e registry.Event[*corev1.Node]) {
+			c.queue.Add(e.Object.Name)
+			if e.Type != watch.Modified {
+				select {
+				case c.more <- struct{}{}:
+				default:
+				}
+			}
+		})()
 		defer c.pods.Subscribe(func(e registry.Event[*corev1.Pod]) {
 			// Only a Pod that comes to a Node can have to leave it.
 			if e.Type != watch.Deleted && e.Object.Spec.NodeName != "" && (e.Old == nil || e.Old.Spec.NodeName == "") {
@@ -58,12 +68,22 @@ func Run(liveness Liveness) loop.Run {
 	}
 }
 
-// listen adds the Nodes whose devices fell silent, until ctx ends.
+// listen adds the Nodes whose devices fell silent, until ctx ends. It sleeps while
+// there is one only.
 func (c *controller) listen(ctx context.Context, stopped chan<- struct{}) {
 	defer close(stopped)
 	t := time.NewTicker(listen)
 	defer t.Stop()
-	for {
+	for ctx.Err() == nil {
+		if len(c.nodes.List("")) < 2 {
+			t.Stop()
+			select {
+			case <-ctx.Done():
+			case <-c.more:
+			}
+			t.Reset(listen)
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return

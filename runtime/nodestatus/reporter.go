@@ -25,9 +25,9 @@ import (
 )
 
 const (
-	// labelControlPlane is the role that kubectl shows: every device serves the
+	// LabelControlPlane is the role that kubectl shows: every device serves the
 	// API.
-	labelControlPlane = "node-role.kubernetes.io/control-plane"
+	LabelControlPlane = "node-role.kubernetes.io/control-plane"
 	// maxPods is the kubelet's default.
 	maxPods = 110
 	// lookEvery is how often the disk is looked at.
@@ -96,7 +96,7 @@ func (r *Reporter) Register(ctx context.Context) (*corev1.Node, error) {
 	node, ok := r.nodes.Get("", r.cfg.NodeName)
 	if !ok {
 		labels := map[string]string{
-			labelControlPlane: "", corev1.LabelHostname: r.cfg.NodeName, corev1.LabelOSStable: goruntime.GOOS, corev1.LabelArchStable: goruntime.GOARCH,
+			LabelControlPlane: "", corev1.LabelHostname: r.cfg.NodeName, corev1.LabelOSStable: goruntime.GOOS, corev1.LabelArchStable: goruntime.GOARCH,
 			"beta.kubernetes.io/os": goruntime.GOOS, "beta.kubernetes.io/arch": goruntime.GOARCH,
 		}
 		maps.Copy(labels, r.cfg.Labels)

@@ -1,0 +1,242 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"edged/apiserver/registry"
+	"edged/cluster/identity"
+	"edged/cluster/join"
+	"edged/internal/atomicfile"
+	"edged/raftstore"
+)
+
+// clusterFile is what this device knows of its cluster before its store is open.
+type clusterFile struct {
+	Version int `json:"version"`
+	// Settings are flags that all devices of a cluster share.
+	Settings map[string]string `json:"settings"`
+	// Members are where the store finds the others when it is empty; none on the
+	// device that founded the cluster.
+	Members []join.Member `json:"members,omitempty"`
+}
+
+const (
+	clusterFileName    = "cluster.json"
+	clusterFileVersion = 1
+	// anAddress is how often a device that joins looks for an address.
+	anAddress = time.Second
+)
+
+// sharedSettings are the flags of clusterFile.Settings.
+func (c *config) sharedSettings() map[string]*string {
+	return map[string]*string{
+		"cluster-cidr": &c.clusterCIDR, "service-cidr": &c.serviceCIDR, "cluster-dns": &c.clusterDNS, "cluster-domain": &c.clusterDomain,
+	}
+}
+
+// openCluster makes this device one of a cluster: of the one it is of already,
+// of the one at --join, or of one of its own.
+func (d *device) openCluster(ctx context.Context) error {
+	c := d.cfg
+	there, err := identity.Exists(d.pkiDir())
+	if err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	f, err := readClusterFile(c.dataDir)
+	if err != nil {
+		return err
+	}
+	switch {
+	case there && f != nil:
+	case there || len(c.join) == 0:
+		f = &clusterFile{Version: clusterFileVersion, Settings: map[string]string{}}
+		for name, value := range c.sharedSettings() {
+			f.Settings[name] = *value
+		}
+		if err := f.write(c.dataDir); err != nil {
+			return err
+		}
+	default:
+		if f, err = d.join(ctx); err != nil {
+			return err
+		}
+	}
+	d.cluster = f
+	for name, value := range c.sharedSettings() {
+		shared, ok := f.Settings[name]
+		if !ok {
+			continue
+		}
+		if c.given[name] && *value != shared {
+			return fmt.Errorf("--%s: this device's cluster was made with %s, not %s", name, shared, *value)
+		}
+		*value = shared
+	}
+	return c.validate()
+}
+
+func (d *device) pkiDir() string { return filepath.Join(d.cfg.dataDir, "pki") }
+
+func readClusterFile(dataDir string) (*clusterFile, error) {
+	path := filepath.Join(dataDir, clusterFileName)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--data-dir: %w", err)
+	}
+	var f clusterFile
+	if err := json.Unmarshal(data, &f); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if f.Version != clusterFileVersion {
+		return nil, fmt.Errorf("%s is of version %d, this edged understands %d: use a newer edged", path, f.Version, clusterFileVersion)
+	}
+	return &f, nil
+}
+
+func (f *clusterFile) write(dataDir string) error {
+	data, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(dataDir, clusterFileName), append(data, '\n'), 0o644)
+}
+
+// join asks the cluster until it lets this device in. What it got is written
+// before the keys are: a cut in between asks again, and is answered the same.
+func (d *device) join(ctx context.Context) (*clusterFile, error) {
+	c := d.cfg
+	for c.parsed.nodeIP == d.nodeIP && d.nodeIP.IsLoopback() {
+		// Others have to reach it.
+		d.log.Info("waiting for an address that the cluster can reach")
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(anAddress):
+			d.nodeIP = findNodeIP()
+		}
+	}
+	d.log.Info("joining", "cluster", strings.Join(c.join, ","), "address", d.nodeIP)
+	answer, err := join.Client{Addrs: c.join, Token: c.parsed.token, Logger: d.log}.Join(ctx, join.Request{NodeName: c.nodeName, PeerURLs: d.peerURLs()})
+	if err != nil {
+		return nil, err
+	}
+	f := &clusterFile{Version: clusterFileVersion, Settings: answer.Settings, Members: answer.Members}
+	if err := f.write(c.dataDir); err != nil {
+		return nil, err
+	}
+	return f, identity.Install(d.pkiDir(), identity.Shared{CA: answer.CA, CAKey: answer.CAKey, ServiceAccountKey: answer.ServiceAccountKey})
+}
+
+// peerURLs are where other devices reach this one's store.
+func (d *device) peerURLs() []string {
+	return []string{"https://" + net.JoinHostPort(d.nodeIP.String(), fmt.Sprint(d.cfg.parsed.peer.Port()))}
+}
+
+// storeConfig is that of the device's own store.
+func (d *device) storeConfig() raftstore.Config {
+	cfg := raftstore.Config{
+		Dir: filepath.Join(d.cfg.dataDir, "store"), Name: d.cfg.nodeName, Logger: d.log,
+		Network:  &raftstore.Network{Listener: tls.NewListener(d.ports.peer, d.identity.PeerServerTLS()), Dial: d.dialPeer},
+		PeerURLs: d.peerURLs(), Join: len(d.cluster.Members) > 0,
+		// An address that nobody else can use must not take the place of one that
+		// is only late.
+		FollowAddress: !d.nodeIP.IsLoopback(),
+	}
+	for _, m := range d.cluster.Members {
+		name := m.Name
+		if slices.Equal(m.PeerURLs, cfg.PeerURLs) {
+			name = cfg.Name // it has not told it yet
+		}
+		cfg.InitialCluster = append(cfg.InitialCluster, raftstore.InitialMember{Name: name, PeerURLs: m.PeerURLs})
+	}
+	return cfg
+}
+
+func (d *device) dialPeer(ctx context.Context, peer string) (net.Conn, error) {
+	u, err := url.Parse(peer)
+	if err != nil {
+		return nil, err
+	}
+	return (&tls.Dialer{Config: d.identity.PeerClientTLS()}).DialContext(ctx, "tcp", u.Host)
+}
+
+// joinHandler lets devices in.
+func (d *device) joinHandler() http.Handler {
+	return &join.Server{Check: join.NewTokens(d.registry, d.identity.CA(), time.Now).Check, Admit: d.admit, Logger: d.log}
+}
+
+// admit makes a device a member, as a learner. A device that asks again gets the
+// same answer; one that was wiped takes the place of what it was.
+func (d *device) admit(ctx context.Context, req join.Request) (join.Answer, error) {
+	if msgs := validation.IsDNS1123Subdomain(req.NodeName); len(msgs) > 0 {
+		return join.Answer{}, &join.RequestError{Reason: fmt.Sprintf("--node-name: %q: %s", req.NodeName, strings.Join(msgs, "; "))}
+	}
+	for _, p := range req.PeerURLs {
+		if u, err := url.Parse(p); err != nil || u.Scheme != "https" || u.Port() == "" {
+			return join.Answer{}, &join.RequestError{Reason: fmt.Sprintf("the peer address %q is none", p)}
+		}
+	}
+	list, err := d.store.MemberList(ctx, &pb.MemberListRequest{Linearizable: true})
+	if err != nil {
+		return join.Answer{}, err
+	}
+	members := list.Members
+	asked := slices.ContainsFunc(members, func(m *pb.Member) bool { return m.Name == "" && slices.Equal(m.PeerURLs, req.PeerURLs) })
+	for _, m := range members {
+		if asked || m.Name != req.NodeName && (m.Name == "" || !slices.Equal(m.PeerURLs, req.PeerURLs)) {
+			continue
+		}
+		if m.ID == d.store.MemberID() || d.isReady(m.Name) {
+			return join.Answer{}, &join.RequestError{Reason: fmt.Sprintf("a device %q at %s is there already: give this one another --node-name or address", m.Name, strings.Join(m.PeerURLs, ","))}
+		}
+		d.log.Info("a device that joins takes the place of what it was", "device", m.Name, "member", fmt.Sprintf("%x", m.ID))
+		if _, err := d.store.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: m.ID}); err != nil {
+			return join.Answer{}, err
+		}
+	}
+	if !asked {
+		if _, err := d.store.MemberAdd(ctx, &pb.MemberAddRequest{PeerURLs: req.PeerURLs, IsLearner: true}); err != nil {
+			return join.Answer{}, err
+		}
+	}
+	if list, err = d.store.MemberList(ctx, &pb.MemberListRequest{Linearizable: true}); err != nil {
+		return join.Answer{}, err
+	}
+	shared, err := d.identity.Share()
+	if err != nil {
+		return join.Answer{}, err
+	}
+	answer := join.Answer{CA: shared.CA, CAKey: shared.CAKey, ServiceAccountKey: shared.ServiceAccountKey, Settings: d.cluster.Settings}
+	for _, m := range list.Members {
+		answer.Members = append(answer.Members, join.Member{ID: m.ID, Name: m.Name, PeerURLs: m.PeerURLs})
+	}
+	return answer, nil
+}
+
+// isReady says whether the cluster takes a device for there.
+func (d *device) isReady(name string) bool {
+	n, ok := registry.For[*corev1.Node](d.registry).Get("", name)
+	return ok && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
+}
