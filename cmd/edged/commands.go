@@ -9,6 +9,7 @@ func commands() map[string]command {
 		"init":       {"be the first process of edged's image", runInit},
 		"kubeconfig": {"print a kubeconfig for another machine", runKubeconfig},
 		"recover":    {"make this device a cluster of its own when the others are lost", runRecover},
+		"member":     {"list, remove and promote the devices of the cluster", runMember},
 		"reset":      {"remove everything that edged made on this machine", runReset},
 		"run":        {"start this device", runRun},
 		"snapshot":   {"save the cluster's state to a file, and restore it", runSnapshot},

@@ -55,14 +55,24 @@ func (d *device) controlHandlers(mux *http.ServeMux) {
 		return nil, err
 	}))
 	controlTokens(mux, join.NewTokens(d.registry, d.identity.CA(), time.Now))
+	d.controlMembers(mux)
 	controlImages(mux, lateEngine{d})
 	controlSnapshot(mux, d.store)
 }
 
 func (d *device) status() controlStatus {
 	st := d.store.Status()
+	role := "voter"
+	switch {
+	case st.Leader == st.MemberID:
+		role = "leader"
+	case st.Leader == 0:
+		role = "without a leader"
+	case st.IsLearner:
+		role = "learner"
+	}
 	s := controlStatus{
-		Node: d.cfg.nodeName, Address: d.nodeIP.String(), Version: version, Role: "leader", Ready: d.readiness() == nil, RunsPods: d.running.Load(),
+		Node: d.cfg.nodeName, Address: d.nodeIP.String(), Version: version, Role: role, Ready: d.readiness() == nil, RunsPods: d.running.Load(),
 		MemberID: fmt.Sprintf("%x", st.MemberID), Revision: st.Revision, StoreBytes: st.SizeBytes, DiskFull: st.NoSpace,
 		MemoryBytes: memoryBytes(), CPUs: cpus(),
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3"
@@ -111,13 +112,23 @@ func New(cfg Config) (*Core, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
-	if c.members != nil && len(c.members.Voters()) == 1 && c.members.Voters()[0] == c.id {
-		// Nobody else can be leader: there is nothing to wait for.
-		if err := c.raw.Campaign(); err != nil {
-			return nil, fmt.Errorf("take the lead: %w", err)
-		}
+	return c, c.reign()
+}
+
+// reign makes the only voter the leader: nobody else can be, so there is nothing
+// to wait for. raft refuses while changes of the membership are committed and
+// not applied.
+func (c *Core) reign() error {
+	if c.members == nil || c.raw.BasicStatus().RaftState == raft.StateLeader {
+		return nil
 	}
-	return c, nil
+	if v := c.members.Voters(); len(v) != 1 || v[0] != c.id {
+		return nil
+	}
+	if err := c.raw.Campaign(); err != nil {
+		return fmt.Errorf("take the lead: %w", err)
+	}
+	return nil
 }
 
 // Bootstrap makes a new cluster's first state: every founder has the same one,
@@ -271,7 +282,7 @@ func (c *Core) Process() error {
 		if c.ready == nil {
 			rd := c.raw.Ready()
 			c.ready = &rd
-			if c.Leading() {
+			if c.Leading() && !changesMembers(rd.CommittedEntries) {
 				// The leader's own disk is one of the quorum's: its followers
 				// write while it does (raft thesis 10.2.1).
 				c.cfg.Outside.Send(rd.Messages)
@@ -295,18 +306,34 @@ func (c *Core) Process() error {
 			c.cfg.Outside.MayRead(r.RequestCtx, r.Index)
 		}
 		c.raw.Advance(rd)
+		if !c.raw.HasReady() {
+			if err := c.reign(); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
+// changesMembers reports whether a change of the membership takes effect with
+// these entries.
+func changesMembers(committed []*raftpb.Entry) bool {
+	return slices.ContainsFunc(committed, func(e *raftpb.Entry) bool { return e.GetType() != raftpb.EntryNormal })
+}
+
 // persist appends entries, and term and vote when they changed. The commit
-// index rides along: after a crash raft finds it again.
+// index rides along: after a crash raft finds it again. But before a change of
+// the membership takes effect, anywhere, its commitment is on disk: a member that
+// came back with the membership before it could elect itself by those voters
+// while the new ones elect another.
 func (c *Core) persist(rd *raft.Ready) error {
 	var state *raftpb.HardState
-	if hs := rd.HardState; !raft.IsEmptyHardState(hs) {
-		if hs.GetTerm() != c.state.GetTerm() || hs.GetVote() != c.state.GetVote() {
-			state = hs
-		}
+	hs := rd.HardState
+	if raft.IsEmptyHardState(hs) {
+		hs = c.state
+	}
+	if hs.GetTerm() != c.state.GetTerm() || hs.GetVote() != c.state.GetVote() || changesMembers(rd.CommittedEntries) {
+		state = hs
 	}
 	if !raft.IsEmptySnap(rd.Snapshot) {
 		if err := c.install(rd.Snapshot, state); err != nil {

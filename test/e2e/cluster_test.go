@@ -104,3 +104,90 @@ func TestThreeDevices(t *testing.T) {
 		seen[pod.Status.PodIP] = pod.Name
 	}
 }
+
+// TestDeviceLost: the leader's power goes; the others go on, its Pods are replaced
+// elsewhere, and when it is back it is one of them again.
+func TestDeviceLost(t *testing.T) {
+	devices := newCluster(t, 3)
+	for _, d := range devices {
+		d.ImportBusybox()
+	}
+	p := placeOn(t, devices[1])
+	p.apply(strings.ReplaceAll(webDeployment, "replicas: 2", "replicas: 3"))
+	p.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
+	p.eventually(30*time.Second, "three voters", func() error {
+		out, err := devices[1].Edged("member", "list", "--run-dir", devices[1].RunDir())
+		if err == nil && strings.Count(out, "voter") != 2 {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+	devices[0].PowerOff()
+	start := time.Now()
+	p.eventually(30*time.Second, "writing without the leader", func() error {
+		_, err := p.Kubectl("", "-n", p.ns, "create", "configmap", fmt.Sprintf("c%d", time.Since(start).Milliseconds()), "--request-timeout=3s")
+		return err
+	})
+	t.Logf("writes were accepted again after %v", time.Since(start).Round(100*time.Millisecond))
+	p.eventually(60*time.Second, "three ready Pods on the others", func() error {
+		pods, err := p.Client().CoreV1().Pods(p.ns).List(context.Background(), metav1.ListOptions{LabelSelector: "app=web"})
+		if err != nil {
+			return err
+		}
+		n := 0
+		for _, pod := range pods.Items {
+			if isReady(&pod) && pod.Spec.NodeName != devices[0].Name {
+				n++
+			}
+		}
+		if n != 3 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	t.Logf("the Pods were replaced after %v", time.Since(start).Round(100*time.Millisecond))
+	devices[0].Reboot()
+	devices[0].WaitReady()
+	allReady(t, devices[2], 3)
+	p.eventually(60*time.Second, "rid of the Pods that were given away", func() error {
+		pods, err := devices[0].Client().CoreV1().Pods(p.ns).List(context.Background(), metav1.ListOptions{LabelSelector: "app=web"})
+		if err == nil && len(pods.Items) != 3 {
+			err = fmt.Errorf("%d Pods", len(pods.Items))
+		}
+		return err
+	})
+}
+
+// TestIsland: a device that comes up without any other runs what it ran, answers
+// reads, and refuses writes with a reason; then all is one cluster again.
+func TestIsland(t *testing.T) {
+	devices := newCluster(t, 3)
+	devices[2].ImportBusybox()
+	p := placeOn(t, devices[2])
+	p.kubectl("run", "islander", "--image=edged.example/busybox:1", "--overrides", fmt.Sprintf(`{"spec":{"nodeName":%q}}`, devices[2].Name), "--", "sleep", "3600")
+	p.kubectl("wait", "--for=condition=Ready", "pod/islander", "--timeout=60s")
+	uid := p.pod("islander").UID
+	for _, d := range devices {
+		d.PowerOff()
+	}
+	devices[2].Reboot()
+	devices[2].WaitReady()
+	p.eventually(60*time.Second, "running its Pod", func() error {
+		_, err := p.Kubectl("", "-n", p.ns, "exec", "islander", "--", "true")
+		return err
+	})
+	out, err := p.Kubectl("", "-n", p.ns, "create", "configmap", "impossible", "--request-timeout=20s")
+	if err == nil || !strings.Contains(out, "no leader") && !strings.Contains(out, "timed out") {
+		t.Errorf("a write without a quorum: %v %s", err, out)
+	}
+	devices[0].Reboot()
+	devices[1].Reboot()
+	allReady(t, devices[2], 3)
+	p.eventually(60*time.Second, "writing again", func() error {
+		_, err := p.Kubectl("", "-n", p.ns, "create", "configmap", "possible", "--request-timeout=5s")
+		return err
+	})
+	if now := p.pod("islander"); now.UID != uid || now.Status.Phase != corev1.PodRunning {
+		t.Errorf("the Pod is %s, %s; was %s", now.UID, now.Status.Phase, uid)
+	}
+}
