@@ -3,6 +3,8 @@ package registry
 import (
 	"context"
 	"errors"
+	"sync/atomic"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -11,16 +13,50 @@ import (
 )
 
 // FromRaft makes a Store of this device's replica.
-func FromRaft(s *raftstore.Store) Store { return raftStore{s} }
+func FromRaft(s *raftstore.Store) Store { return &raftStore{Store: s} }
 
-type raftStore struct{ *raftstore.Store }
+// leaderWait is how long a read waits for a leader before it is answered from
+// this device's own replica: longer than an election.
+const leaderWait = 2 * time.Second
 
-func (s raftStore) Range(ctx context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
+type raftStore struct {
+	*raftstore.Store
+	// leaderless is since when reads found no leader, in Unix nanoseconds; 0 if
+	// there was one.
+	leaderless atomic.Int64
+}
+
+// ReadIndex implements Store. While there is no leader only the first reads wait
+// for one.
+func (s *raftStore) ReadIndex(ctx context.Context) (int64, error) {
+	if s.Leader() != 0 {
+		s.leaderless.Store(0)
+		revision, err := s.Store.ReadIndex(ctx)
+		if err == nil || ctx.Err() != nil || s.Leader() != 0 {
+			return revision, err
+		}
+	}
+	now := time.Now()
+	s.leaderless.CompareAndSwap(0, now.UnixNano())
+	left := leaderWait - now.Sub(time.Unix(0, s.leaderless.Load()))
+	if left <= 0 {
+		return 0, ErrNoQuorum
+	}
+	wait, cancel := context.WithTimeout(ctx, left)
+	defer cancel()
+	revision, err := s.Store.ReadIndex(wait)
+	if err != nil && ctx.Err() == nil {
+		return 0, ErrNoQuorum
+	}
+	return revision, err
+}
+
+func (s *raftStore) Range(ctx context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
 	resp, err := s.Store.Range(ctx, req)
 	return resp, compacted(err)
 }
 
-func (s raftStore) Watch(ctx context.Context, req WatchRequest) (Watcher, error) {
+func (s *raftStore) Watch(ctx context.Context, req WatchRequest) (Watcher, error) {
 	w, err := s.Store.Watch(ctx, raftstore.WatchOptions{Key: req.Key, RangeEnd: req.End, StartRevision: req.Start, PrevKV: req.PrevKV})
 	if err != nil {
 		return nil, err

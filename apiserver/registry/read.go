@@ -79,7 +79,7 @@ func (r *Registry) GetSubresource(ctx context.Context, gr schema.GroupResource, 
 // resourceVersion demands.
 func (r *Registry) atLeast(ctx context.Context, rv string) error {
 	if rv == "" {
-		return r.fresh(ctx)
+		return r.freshOrStale(ctx)
 	}
 	revision, err := parseVersion(rv)
 	if err != nil || revision == 0 {
@@ -189,7 +189,7 @@ func (r *Registry) listContinued(c *call, sel *selection, opts *ListOptions) (*L
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("invalid continue token: %v", err))
 	}
 	if t.Revision < 0 { // "go on at the newest state", from a 410
-		if err := r.fresh(c.ctx); err != nil {
+		if err := r.freshOrStale(c.ctx); err != nil {
 			return nil, err
 		}
 		entries, revision := sel.entries()

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/warning"
 
 	"edged/apiserver/objcache"
 )
@@ -24,7 +26,7 @@ type Store interface {
 	objcache.Store
 	Txn(ctx context.Context, req *pb.TxnRequest) (*pb.TxnResponse, error)
 	// ReadIndex returns a revision at least as new as every write acknowledged
-	// before the call, on any device.
+	// before the call, on any device; ErrNoQuorum if that cannot be known.
 	ReadIndex(ctx context.Context) (int64, error)
 	LeaseGrant(ctx context.Context, req *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error)
 }
@@ -35,6 +37,13 @@ type (
 	Watcher      = objcache.Watcher
 	Batch        = objcache.Batch
 )
+
+// ErrNoQuorum is what a Store answers while this device is cut off from most of
+// the others.
+var ErrNoQuorum = errors.New("no leader: this device does not reach most of the cluster's devices")
+
+// staleWarning goes with what is read while there is no quorum.
+const staleWarning = "this device does not reach most of the cluster's devices: what it shows may be out of date"
 
 // ErrCompacted is what a Store answers when the history asked for is gone.
 var ErrCompacted = objcache.ErrCompacted
@@ -219,10 +228,23 @@ func (r *Registry) waitFor(ctx context.Context, revision int64) {
 }
 
 // fresh waits until the cache shows every write acknowledged before the call.
-func (r *Registry) fresh(ctx context.Context) error {
+func (r *Registry) fresh(ctx context.Context) error { return storeError(r.current(ctx)) }
+
+// freshOrStale is fresh for reads: without a quorum the client gets what this
+// device has, and a warning.
+func (r *Registry) freshOrStale(ctx context.Context) error {
+	err := r.current(ctx)
+	if errors.Is(err, ErrNoQuorum) {
+		warning.AddWarning(ctx, "", staleWarning)
+		return nil
+	}
+	return storeError(err)
+}
+
+func (r *Registry) current(ctx context.Context) error {
 	revision, err := r.store.ReadIndex(ctx)
 	if err != nil {
-		return storeError(err)
+		return err
 	}
 	return r.cache.WaitFor(ctx, revision)
 }
