@@ -322,7 +322,8 @@ func changesMembers(committed []*raftpb.Entry) bool {
 }
 
 // persist appends entries, and term and vote when they changed. The commit
-// index rides along: after a crash raft finds it again. But before a change of
+// index rides along, and is noted when nothing else is to be written: a device
+// that comes up alone knows by it what was decided. Before a change of
 // the membership takes effect, anywhere, its commitment is on disk: a member that
 // came back with the membership before it could elect itself by those voters
 // while the new ones elect another.
@@ -332,7 +333,8 @@ func (c *Core) persist(rd *raft.Ready) error {
 	if raft.IsEmptyHardState(hs) {
 		hs = c.state
 	}
-	if hs.GetTerm() != c.state.GetTerm() || hs.GetVote() != c.state.GetVote() || changesMembers(rd.CommittedEntries) {
+	known := hs.GetTerm() == c.state.GetTerm() && hs.GetVote() == c.state.GetVote()
+	if !known || changesMembers(rd.CommittedEntries) || len(rd.Entries) > 0 && hs.GetCommit() > c.state.GetCommit() {
 		state = hs
 	}
 	if !raft.IsEmptySnap(rd.Snapshot) {
@@ -341,8 +343,14 @@ func (c *Core) persist(rd *raft.Ready) error {
 		}
 		state = nil
 	}
-	if len(rd.Entries) > 0 || state != nil {
+	switch {
+	case len(rd.Entries) > 0 || state != nil:
 		if err := c.cfg.Log.Append(state, rd.Entries); err != nil {
+			return err
+		}
+	case hs.GetCommit() > c.state.GetCommit() && c.NeedsTicks():
+		// A lone member decides by itself what its log holds.
+		if err := c.cfg.Log.Note(hs); err != nil {
 			return err
 		}
 	}

@@ -469,10 +469,36 @@ func (l *Log) Append(state *raftpb.HardState, entries []*raftpb.Entry) error {
 	return l.flush()
 }
 
+// Note writes how far the log is committed, without making that durable: after a
+// crash of the program it is known, after a power cut perhaps. It is not worth a
+// segment; the next Append carries it otherwise.
+func (l *Log) Note(state *raftpb.HardState) error {
+	if l.failed != nil {
+		return l.failed
+	}
+	if l.at+int64(proto.Size(state))+2*headerBytes+8 > l.size {
+		return nil
+	}
+	l.buf = l.buf[:0]
+	if err := l.encodeMessage(kindState, state); err != nil {
+		return l.fail(fmt.Errorf("encode the hard state: %w", err))
+	}
+	l.state = state
+	return l.write()
+}
+
 func (l *Log) flush() error {
 	if len(l.buf) == 0 {
 		return nil
 	}
+	if err := l.write(); err != nil {
+		return err
+	}
+	return l.sync()
+}
+
+// write writes what is encoded.
+func (l *Log) write() error {
 	if err := l.f.WriteAt("wal.append", l.buf, l.at); err != nil {
 		return l.fail(fmt.Errorf("append to the log: %w", err))
 	}
@@ -482,7 +508,7 @@ func (l *Log) flush() error {
 	} else {
 		l.buf = l.buf[:0]
 	}
-	return l.sync()
+	return nil
 }
 
 func (l *Log) sync() error {
@@ -523,6 +549,12 @@ func (l *Log) roll(size int64) error {
 // enter makes f, a blank file at tmp, the segment to append to.
 func (l *Log) enter(f vfs.File, tmp string, seq uint64, size int64) error {
 	if l.f != nil {
+		if l.durable < l.at { // what was noted; the new segment's chain begins with it
+			if err := l.sync(); err != nil {
+				f.Close()
+				return err
+			}
+		}
 		l.spent = append(l.spent, segment{l.seq, l.last})
 		if err := l.f.Close(); err != nil {
 			f.Close()
