@@ -125,14 +125,14 @@ func (f *clusterFile) write(dataDir string) error {
 // before the keys are: a cut in between asks again, and is answered the same.
 func (d *device) join(ctx context.Context) (*clusterFile, error) {
 	c := d.cfg
-	for c.parsed.nodeIP == d.nodeIP && d.nodeIP.IsLoopback() {
+	for !c.parsed.nodeIP.IsValid() && d.nodeIP.IsLoopback() {
 		// Others have to reach it.
 		d.log.Info("waiting for an address that the cluster can reach")
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-time.After(anAddress):
-			d.nodeIP = findNodeIP()
+			d.nodeIP = findNodeIP(c.parsed.clusterCIDRs[0].Addr().Is6())
 		}
 	}
 	d.log.Info("joining", "cluster", strings.Join(c.join, ","), "address", d.nodeIP)
