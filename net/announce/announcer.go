@@ -22,9 +22,11 @@ const (
 	lifetime = 9 * time.Second
 	// renewEvery leaves two attempts to fail.
 	renewEvery = 3 * time.Second
-	// tellTimes is how often the neighbors are told, once per renewal: what is
-	// sent unasked may be lost.
-	tellTimes = 3
+	// tellTimes is how often the neighbors are told, tellEvery so long: what is
+	// sent unasked may be lost, or be followed by the last words of the device
+	// that had the address before.
+	tellTimes = 4
+	tellEvery = 400 * time.Millisecond
 )
 
 // Announcer holds addresses on this device's links.
@@ -104,9 +106,19 @@ func (a *Announcer) Run(ctx context.Context) error {
 			told = ""
 		}
 		if len(a.held) > 0 || err != nil {
-			timer.Reset(renewEvery)
+			timer.Reset(a.next())
 		}
 	}
+}
+
+// next is when to look again.
+func (a *Announcer) next() time.Duration {
+	for _, h := range a.held {
+		if h.told < tellTimes {
+			return tellEvery
+		}
+	}
+	return renewEvery
 }
 
 // settle takes, renews and lets go.

@@ -11,6 +11,7 @@ import (
 
 	"edged/apiserver/registry"
 	"edged/apiserver/registry/registrytest"
+	"edged/internal/netns/netnstest"
 	"edged/net/announce"
 )
 
@@ -76,4 +77,71 @@ func TestRunPool(t *testing.T) {
 	}
 	create("three")
 	has("three", "192.0.2.10")
+}
+
+// TestFollow: two devices, one address; the one that has it is not ready any
+// more, and the other answers a client within 3 s.
+func TestFollow(t *testing.T) {
+	host := netnstest.Host()
+	host.Run(t, "ip", "link", "add", "sw", "type", "bridge", "forward_delay", "0")
+	t.Cleanup(func() { host.Run(t, "ip", "link", "del", "sw") })
+	host.Run(t, "ip", "link", "set", "sw", "up")
+	reg := registrytest.New(t)
+	nodes, services := registry.For[*corev1.Node](reg), registry.For[*corev1.Service](reg)
+	if _, err := registry.For[*corev1.Namespace](reg).Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns"}}); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{"a", "b"} {
+		if _, err := nodes.Create(t.Context(), node(name, corev1.ConditionTrue)); err != nil {
+			t.Fatal(err)
+		}
+		d := newDevice(t, name, i+1)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- d.Follow(ctx, name, reg) }()
+		t.Cleanup(func() {
+			cancel()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	client := netnstest.New(t)
+	plug(t, client, "client", 9)
+	answeredBy := func(not string) (string, time.Duration) {
+		t.Helper()
+		for start := time.Now(); ; {
+			name, _, err := ask(client, "192.0.2.100:80")
+			if err == nil && name != not {
+				return name, time.Since(start)
+			}
+			if time.Since(start) > 20*time.Second {
+				t.Fatalf("answered by %q (%v), want another than %q", name, err, not)
+			}
+		}
+	}
+	s := service("web")
+	s.Spec.Ports = []corev1.ServicePort{{Port: 80}}
+	if _, err := services.Create(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := services.UpdateStatus(t.Context(), "ns", "web", func(o *corev1.Service) error {
+		o.Status = service("web", "=192.0.2.100").Status
+		o.Status.Conditions[0].LastTransitionTime = metav1.Now()
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	first, _ := answeredBy("nobody")
+	if _, err := nodes.UpdateStatus(t.Context(), "", first, func(n *corev1.Node) error {
+		n.Status.Conditions[0].Status = corev1.ConditionUnknown
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	second, took := answeredBy(first)
+	if took > 3*time.Second {
+		t.Errorf("moved from %s to %s in %s, want 3 s", first, second, took)
+	}
+	t.Logf("moved from %s to %s in %s", first, second, took)
 }

@@ -49,6 +49,11 @@ func Main(m *testing.M) {
 		fmt.Println("netnstest: making mounts private:", err)
 		os.Exit(1)
 	}
+	var err error
+	if host, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		fmt.Println("netnstest:", err)
+		os.Exit(1)
+	}
 	if err := setUp("lo"); err != nil {
 		fmt.Println("netnstest: setting lo up:", err)
 		os.Exit(1)
@@ -288,5 +293,9 @@ func (n NS) Ping(to string) error {
 	})
 }
 
+// host is kept open by Main: /proc/self/ns/net is the namespace of the process's
+// first thread, which may be in another one for a while.
+var host *os.File
+
 // Host is the namespace of the test binary itself: the device.
-func Host() NS { return NS{"/proc/self/ns/net"} }
+func Host() NS { return NS{fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), host.Fd())} }
