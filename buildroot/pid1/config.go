@@ -213,9 +213,6 @@ func (s *system) daemonConfig() error {
 	for k, v := range s.config.Edged {
 		flags[k] = v
 	}
-	if _, set := flags["cluster-secret-file"]; !set && exists(secretPath) {
-		flags["cluster-secret-file"] = secretPath
-	}
 	data, err := yaml.Marshal(flags)
 	if err != nil {
 		return err
