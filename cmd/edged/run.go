@@ -22,6 +22,7 @@ import (
 	"edged/apiserver"
 	"edged/apiserver/registry"
 	"edged/cluster/identity"
+	"edged/cluster/join"
 	"edged/net/announce"
 	"edged/raftstore"
 	"edged/runtime/engine"
@@ -125,6 +126,9 @@ func (d *device) open(ctx context.Context) (err error) {
 	}
 	if err := d.openIdentity(); err != nil {
 		return err
+	}
+	if len(c.join) > 0 && c.parsed.token.Pin != join.PinOf(d.identity.CA()) {
+		return fmt.Errorf("--join: this device is of a cluster already, and the token is for another one; `edged reset` makes it forget the first")
 	}
 	// Without waiting for a leader: this device's own replica says what it has to
 	// run, also when it is alone.

@@ -191,3 +191,19 @@ func TestIsland(t *testing.T) {
 		t.Errorf("the Pod is %s, %s; was %s", now.UID, now.Status.Phase, uid)
 	}
 }
+
+// TestDeviceOfAnotherCluster: one that has a cluster does not go over to another.
+func TestDeviceOfAnotherCluster(t *testing.T) {
+	token, err := sharedDevice().Edged("token", "create", "--run-dir", sharedDevice().RunDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := harness.Lone(t)
+	d.Stop()
+	got := refused(t, d, 1, "--data-dir", d.DataDir(), "--run-dir", d.RunDir(), "--node-name", d.Name, "--join", "10.99.0.250:6443", "--token", strings.TrimSpace(token))
+	if !strings.Contains(got, "--join: this device is of a cluster already") {
+		t.Error(got)
+	}
+	d.Start()
+	d.WaitReady()
+}
