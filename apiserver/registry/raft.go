@@ -51,6 +51,17 @@ func (s *raftStore) ReadIndex(ctx context.Context) (int64, error) {
 	return revision, err
 }
 
+// txnWait is how long a write may take before its caller has to look again what
+// became of it: longer than an SD card stalls, and than an election.
+const txnWait = 30 * time.Second
+
+// Txn implements Store. No caller waits for ever, whatever its context.
+func (s *raftStore) Txn(ctx context.Context, req *pb.TxnRequest) (*pb.TxnResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, txnWait)
+	defer cancel()
+	return s.Store.Txn(ctx, req)
+}
+
 func (s *raftStore) Range(ctx context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
 	resp, err := s.Store.Range(ctx, req)
 	return resp, compacted(err)
