@@ -112,12 +112,11 @@ func (c *controller) find(obj metav1.Object, ref metav1.OwnerReference) (*regist
 
 func (c *controller) sync(ctx context.Context, key string) (time.Duration, error) {
 	if uid, ok := strings.CutPrefix(key, gonePrefix); ok {
+		var errs []error
 		for _, d := range c.reg.Dependents(uid) {
-			if err := c.judge(ctx, d.Kind, d.Object); err != nil {
-				return 0, err
-			}
+			errs = append(errs, c.judge(ctx, d.Kind, d.Object))
 		}
-		return 0, nil
+		return 0, errors.Join(errs...)
 	}
 	p := strings.SplitN(key, "|", 4)
 	k, ok := c.reg.Kind(schema.GroupResource{Group: p[0], Resource: p[1]})
@@ -172,8 +171,9 @@ func (c *controller) judge(ctx context.Context, k *registry.Kind, obj runtime.Ob
 	if !v.Delete {
 		return nil
 	}
+	// What was judged, and nothing else: its owners may have changed since.
 	_, _, err = c.reg.Delete(ctx, k.GroupResource(), m.GetNamespace(), m.GetName(), metav1.DeleteOptions{
-		Preconditions: metav1.NewUIDPreconditions(string(m.GetUID())), PropagationPolicy: &v.Propagation,
+		Preconditions: &metav1.Preconditions{UID: ptr.To(m.GetUID()), ResourceVersion: ptr.To(m.GetResourceVersion())}, PropagationPolicy: &v.Propagation,
 	})
 	return tidy(err, "deleting", k, m)
 }
