@@ -280,7 +280,9 @@ func (n *node) Send(msgs []*raftpb.Message) {
 			return
 		}
 		copies := 1
-		if n.w.chance.Float64() < n.w.twice {
+		// A proposal that arrives twice is two proposals: raft leaves that to the
+		// transport, and peer sends nothing again.
+		if n.w.chance.Float64() < n.w.twice && m.GetType() != raftpb.MsgProp {
 			copies = 2
 		}
 		for range copies {
