@@ -61,8 +61,8 @@ type Config struct {
 	ServiceIP netip.Addr
 	// BootstrapObjects are made if they are missing: RBAC's roles and bindings.
 	BootstrapObjects []runtime.Object
-	// RootCA is the cluster's CA in PEM, published in every namespace.
-	RootCA []byte
+	// RootCA is the cluster's CA, published in every namespace.
+	RootCA rootca.Source
 	// ClusterDomain is the DNS domain of Services.
 	ClusterDomain string
 	// Liveness tells when a device was last heard of; nil for a lone device.

@@ -30,7 +30,7 @@ func start(t *testing.T) *registry.Registry {
 	done := make(chan error, 1)
 	go func() {
 		done <- controller.Run(ctx, controller.Config{
-			Registry: reg, RootCA: []byte("CA"), ClusterDomain: "cluster.local", ServiceIP: netip.MustParseAddr("10.43.0.1"),
+			Registry: reg, RootCA: oneCA{}, ClusterDomain: "cluster.local", ServiceIP: netip.MustParseAddr("10.43.0.1"),
 			APIAddresses: func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:6443")} },
 		})
 	}()
@@ -289,3 +289,9 @@ func TestReplicationController(t *testing.T) {
 	await(t, "one Pod", size(1))
 	quiet(t, reg)
 }
+
+// oneCA is a CA that is never replaced.
+type oneCA struct{}
+
+func (oneCA) CAPEM() []byte              { return []byte("CA") }
+func (oneCA) CAChanged() <-chan struct{} { return nil }

@@ -60,6 +60,10 @@ func New(cfg Config) *Authenticator {
 	return a
 }
 
+// TrustClientCAs replaces the CAs that verify client certificates, of an
+// Authenticator that was made with some.
+func (a *Authenticator) TrustClientCAs(pool *x509.CertPool) { a.certs.trust(pool) }
+
 // AuthenticateRequest tells who sent the request. It removes the
 // Authorization header of a request that it accepted, so that a proxied
 // request does not carry the caller's credential on.

@@ -22,10 +22,11 @@ const maxRememberedCerts = 128
 // without elliptic curve instructions spends 2 ms on each verification, which
 // a connection would otherwise pay with every request.
 type certVerifier struct {
-	roots *x509.CertPool
-	now   func() time.Time
+	now func() time.Time
 
-	mu    sync.Mutex // guards known
+	mu sync.Mutex
+	// guarded by mu
+	roots *x509.CertPool
 	known map[[sha256.Size]byte]knownCert
 }
 
@@ -46,11 +47,12 @@ func (v *certVerifier) authenticate(peer []*x509.Certificate) (*authenticator.Re
 	key, now := sha256.Sum256(leaf.Raw), v.now()
 	v.mu.Lock()
 	k, ok := v.known[key]
+	roots := v.roots
 	v.mu.Unlock()
 	if ok && !now.Before(k.notBefore) && !now.After(k.notAfter) {
 		return k.resp, true, nil
 	}
-	chain, err := v.verify(peer, now)
+	chain, err := verifyChain(roots, peer, now)
 	if err != nil {
 		return nil, false, err
 	}
@@ -63,13 +65,13 @@ func (v *certVerifier) authenticate(peer []*x509.Certificate) (*authenticator.Re
 			k.notAfter = c.NotAfter
 		}
 	}
-	v.remember(key, k)
+	v.remember(roots, key, k)
 	return k.resp, true, nil
 }
 
-func (v *certVerifier) verify(peer []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
+func verifyChain(roots *x509.CertPool, peer []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
 	opts := x509.VerifyOptions{
-		Roots:         v.roots,
+		Roots:         roots,
 		CurrentTime:   now,
 		Intermediates: x509.NewCertPool(),
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -84,9 +86,19 @@ func (v *certVerifier) verify(peer []*x509.Certificate, now time.Time) ([]*x509.
 	return chains[0], nil
 }
 
-func (v *certVerifier) remember(key [sha256.Size]byte, k knownCert) {
+// trust replaces the roots and forgets what was verified by those before.
+func (v *certVerifier) trust(roots *x509.CertPool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.roots, v.known = roots, map[[sha256.Size]byte]knownCert{}
+}
+
+func (v *certVerifier) remember(roots *x509.CertPool, key [sha256.Size]byte, k knownCert) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.roots != roots {
+		return // they were replaced meanwhile
+	}
 	if len(v.known) >= maxRememberedCerts {
 		for old := range v.known { // any one: the map's order is random
 			delete(v.known, old)

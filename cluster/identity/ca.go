@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"edged/internal/atomicfile"
@@ -30,11 +31,45 @@ var noExpiry = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 
 var epoch = time.Unix(0, 0).UTC()
 
-// authority is a CA certificate with its key.
+// authority is what this device issues and verifies certificates with. It is
+// replaced as a whole, never changed.
 type authority struct {
+	// cert and key sign.
 	cert *x509.Certificate
 	key  crypto.Signer
-	pem  []byte
+	// roots are trusted: cert, and while the CA is being replaced the one before.
+	roots []*x509.Certificate
+	// cross are certificates of cert's key, issued by an earlier root: who trusts
+	// only that one follows them.
+	cross []*x509.Certificate
+}
+
+// pool verifies certificates of the cluster.
+func (a *authority) pool() *x509.CertPool { return poolOf(a.roots) }
+
+func poolOf(certs []*x509.Certificate) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, c := range certs {
+		pool.AddCert(c)
+	}
+	return pool
+}
+
+// pem is what clients need to trust.
+func (a *authority) pem() []byte { return encodeCerts(a.roots) }
+
+func encodeCerts(certs []*x509.Certificate) []byte {
+	var out []byte
+	for _, c := range certs {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return out
+}
+
+// bundle is the authority's certificates as ca.crt holds them: the one that
+// signs, those that lead to it, earlier roots.
+func (a *authority) bundle() []*x509.Certificate {
+	return slices.Concat(a.roots[:1], a.cross, a.roots[1:])
 }
 
 // leaf says what a certificate is for. TTL counts from now; no more than that
@@ -72,19 +107,34 @@ func loadOrMakeKey(path string) (*ecdsa.PrivateKey, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read private key: %w", err)
 	}
-	block, _ := pem.Decode(data)
-	if block == nil {
+	keys, err := parseKeys(path, data)
+	if err != nil {
+		return nil, err
+	}
+	return keys[0], nil
+}
+
+// parseKeys reads the private keys of a file, of which there is at least one.
+func parseKeys(path string, data []byte) (keys []*ecdsa.PrivateKey, err error) {
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			break
+		}
+		parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		key, ok := parsed.(*ecdsa.PrivateKey)
+		if !ok {
+			return nil, fmt.Errorf("%s holds a %T, want an ECDSA key", path, parsed)
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) == 0 {
 		return nil, fmt.Errorf("%s holds no PEM block; restore it from a backup or run `edged reset`", path)
 	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	key, ok := parsed.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("%s holds a %T, want an ECDSA key", path, parsed)
-	}
-	return key, nil
+	return keys, nil
 }
 
 // loadOrMakeCA reads the authority at certPath and keyPath, or makes one. The
@@ -100,18 +150,34 @@ func loadOrMakeCA(certPath, keyPath, commonName string) (*authority, error) {
 			return nil, fmt.Errorf("%s is there but its key is not: %w", certPath, statErr)
 		}
 	}
-	key, keyErr := loadOrMakeKey(keyPath)
-	if keyErr != nil {
-		return nil, keyErr
-	}
 	if err == nil {
-		return parseCA(certPath, data, key)
+		keys, err := os.ReadFile(keyPath)
+		if err != nil {
+			return nil, fmt.Errorf("read private key: %w", err)
+		}
+		return parseAuthority(certPath, data, keyPath, keys)
 	}
+	key, err := loadOrMakeKey(keyPath)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := newRoot(key, commonName)
+	if err != nil {
+		return nil, err
+	}
+	if err := atomicfile.Write(certPath, encodeCerts([]*x509.Certificate{cert}), 0o644); err != nil {
+		return nil, err
+	}
+	return &authority{cert: cert, key: key, roots: []*x509.Certificate{cert}}, nil
+}
+
+// caTemplate is a CA certificate without a signature.
+func caTemplate(commonName string) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
 	}
-	template := &x509.Certificate{
+	return &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: commonName},
 		NotBefore:             epoch,
@@ -119,31 +185,65 @@ func loadOrMakeCA(certPath, keyPath, commonName string) (*authority, error) {
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
+	}, nil
+}
+
+// newRoot makes key a CA.
+func newRoot(key *ecdsa.PrivateKey, commonName string) (*x509.Certificate, error) {
+	template, err := caTemplate(commonName)
+	if err != nil {
+		return nil, err
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return nil, fmt.Errorf("make the CA certificate: %w", err)
 	}
-	data = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if err := atomicfile.Write(certPath, data, 0o644); err != nil {
-		return nil, err
-	}
-	return parseCA(certPath, data, key)
+	return x509.ParseCertificate(der)
 }
 
-func parseCA(path string, data []byte, key *ecdsa.PrivateKey) (*authority, error) {
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return nil, fmt.Errorf("%s holds no PEM block; restore it from a backup or run `edged reset`", path)
+// isRoot says whether cert is signed by itself.
+func isRoot(cert *x509.Certificate) bool {
+	return cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil
+}
+
+// parseAuthority reads ca.crt and ca.key. The first certificate signs, with the
+// key of several that is its own.
+func parseAuthority(certPath string, certs []byte, keyPath string, keys []byte) (*authority, error) {
+	a := &authority{}
+	for {
+		var block *pem.Block
+		if block, certs = pem.Decode(certs); block == nil {
+			break
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", certPath, err)
+		case !cert.IsCA:
+			return nil, fmt.Errorf("%s: %q is not a CA", certPath, cert.Subject.CommonName)
+		case isRoot(cert):
+			a.roots = append(a.roots, cert)
+		case len(a.roots) == 0:
+			return nil, fmt.Errorf("%s does not begin with a root", certPath)
+		default:
+			a.cross = append(a.cross, cert)
+		}
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
+	if len(a.roots) == 0 {
+		return nil, fmt.Errorf("%s holds no PEM block; restore it from a backup or run `edged reset`", certPath)
+	}
+	a.cert = a.roots[0]
+	parsed, err := parseKeys(keyPath, keys)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, err
 	}
-	if pub, ok := cert.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(key.Public()) {
-		return nil, fmt.Errorf("%s does not belong to the key beside it", path)
+	for _, key := range parsed {
+		if key.PublicKey.Equal(a.cert.PublicKey) {
+			a.key = key
+			return a, nil
+		}
 	}
-	return &authority{cert: cert, key: key, pem: data}, nil
+	return nil, fmt.Errorf("%s does not belong to the key beside it", certPath)
 }
 
 // issue signs a certificate for pub.
@@ -178,5 +278,9 @@ func (a *authority) tlsCertificate(now time.Time, key crypto.Signer, l leaf) (*t
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}, nil
+	out := &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
+	for _, c := range a.cross {
+		out.Certificate = append(out.Certificate, c.Raw)
+	}
+	return out, nil
 }

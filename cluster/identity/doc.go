@@ -19,6 +19,14 @@
 // than a third of their life is left, which is looked at in each handshake: a
 // clock that jumps forward or a device that slept needs no timer to notice.
 //
+// Replacing the CA. [Identity.NewSuccessor] makes a new CA that the one before
+// has signed; each device takes it up with [Identity.Adopt], and from then on
+// shows certificates that lead to both: whoever knows only the old CA goes on
+// without noticing, however late it hears of the new one. Both are trusted until
+// [Identity.DropOld]. ca.crt holds the CA that signs, then the certificates by
+// which the old one vouches for it, then the old one; ca.key the key of the first
+// among its keys.
+//
 // Concurrency: an Identity's methods may be called from any goroutine.
 // Goroutines: [Identity.Run] is one, owned by the caller; it renews the
 // administrator's kubeconfig and ends with its context.

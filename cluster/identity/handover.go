@@ -23,7 +23,8 @@ type Shared struct{ CA, CAKey, ServiceAccountKey []byte }
 
 // Share returns what a device must have to be of this cluster.
 func (i *Identity) Share() (Shared, error) {
-	caKey, err := encodeKey(i.ca.key)
+	ca := i.ca.Load()
+	caKey, err := encodeKey(ca.key)
 	if err != nil {
 		return Shared{}, err
 	}
@@ -31,7 +32,7 @@ func (i *Identity) Share() (Shared, error) {
 	if err != nil {
 		return Shared{}, err
 	}
-	return Shared{CA: i.ca.pem, CAKey: caKey, ServiceAccountKey: sa}, nil
+	return Shared{CA: encodeCerts(ca.bundle()), CAKey: caKey, ServiceAccountKey: sa}, nil
 }
 
 func encodeKey(key crypto.Signer) ([]byte, error) {
@@ -65,7 +66,7 @@ func Install(dir string, s Shared) error {
 		name string
 		data []byte
 		mode os.FileMode
-	}{{"ca.key", s.CAKey, 0o600}, {"ca.crt", s.CA, 0o644}, {"sa.key", s.ServiceAccountKey, 0o600}} {
+	}{{caKeyFile, s.CAKey, 0o600}, {caCertFile, s.CA, 0o644}, {"sa.key", s.ServiceAccountKey, 0o600}} {
 		if err := atomicfile.Write(filepath.Join(staging, f.name), f.data, f.mode); err != nil {
 			return err
 		}
@@ -79,22 +80,24 @@ func Install(dir string, s Shared) error {
 	return atomicfile.SyncDir(filepath.Dir(dir))
 }
 
-// CA is the cluster's CA certificate.
-func (i *Identity) CA() *x509.Certificate { return i.ca.cert }
+// CA is the CA certificate that signs.
+func (i *Identity) CA() *x509.Certificate { return i.ca.Load().cert }
+
+// CAs are the CA certificates that are trusted, the one that signs first.
+func (i *Identity) CAs() []*x509.Certificate { return slices.Clone(i.ca.Load().roots) }
 
 // PeerServerTLS is for the port on which devices speak to each other: only
 // devices of the cluster get through.
 func (i *Identity) PeerServerTLS() *tls.Config {
-	return &tls.Config{
+	return i.following(&tls.Config{
 		MinVersion:     tls.VersionTLS13,
 		GetCertificate: i.ServingCertificate,
 		ClientAuth:     tls.RequireAndVerifyClientCert,
-		ClientCAs:      i.CAPool(),
 		Time:           i.now,
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			return i.verifyDevice(cs.PeerCertificates, x509.ExtKeyUsageClientAuth)
 		},
-	}
+	})
 }
 
 // PeerClientTLS connects to a device of the cluster, by whatever address it is
@@ -117,7 +120,9 @@ func (i *Identity) verifyDevice(chain []*x509.Certificate, usage x509.ExtKeyUsag
 	if len(chain) == 0 {
 		return errors.New("the device shows no certificate")
 	}
-	_, err := chain[0].Verify(x509.VerifyOptions{Roots: i.CAPool(), CurrentTime: i.now(), KeyUsages: []x509.ExtKeyUsage{usage}})
+	_, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: i.CAPool(), Intermediates: poolOf(chain[1:]), CurrentTime: i.now(), KeyUsages: []x509.ExtKeyUsage{usage},
+	})
 	if err != nil {
 		return err
 	}
@@ -142,7 +147,7 @@ func (i *Identity) apiServerCertificate(*tls.CertificateRequestInfo) (*tls.Certi
 	if !stale(i.apiServer, now, clientTTL) {
 		return i.apiServer, nil
 	}
-	cert, err := i.ca.tlsCertificate(now, i.key, leaf{
+	cert, err := i.ca.Load().tlsCertificate(now, i.key, leaf{
 		commonName:   "kube-apiserver-kubelet-client",
 		organization: []string{"system:masters"},
 		usage:        []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"edged/internal/atomicfile"
@@ -27,6 +28,9 @@ const (
 	// adminCheck is how often Run looks at the kubeconfig: often enough that a
 	// clock set forward by NTP is noticed within the hour.
 	adminCheck = time.Hour
+
+	caCertFile = "ca.crt"
+	caKeyFile  = "ca.key"
 )
 
 // Config says where an identity lives and what it is for.
@@ -50,14 +54,15 @@ type Config struct {
 // Identity is the device's keys and certificates.
 type Identity struct {
 	cfg Config
-	ca  *authority
 	sa  crypto.Signer
 	key crypto.Signer
+	ca  atomic.Pointer[authority] // stored with mu held
 
 	mu sync.Mutex
 	// guarded by mu
 	serving, client, apiServer *tls.Certificate
 	ips                        []netip.Addr
+	changed                    chan struct{} // closed when ca is replaced
 }
 
 // Open reads the identity in cfg.Dir and makes what is missing.
@@ -65,7 +70,7 @@ func Open(cfg Config) (*Identity, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder for keys: %w", err)
 	}
-	ca, err := loadOrMakeCA(filepath.Join(cfg.Dir, "ca.crt"), filepath.Join(cfg.Dir, "ca.key"), "edged-ca")
+	ca, err := loadOrMakeCA(filepath.Join(cfg.Dir, caCertFile), filepath.Join(cfg.Dir, caKeyFile), "edged-ca")
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +82,9 @@ func Open(cfg Config) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Identity{cfg: cfg, ca: ca, sa: sa, key: key, ips: slices.Clone(cfg.IPs)}, nil
+	id := &Identity{cfg: cfg, sa: sa, key: key, ips: slices.Clone(cfg.IPs), changed: make(chan struct{})}
+	id.ca.Store(ca)
+	return id, id.forgetOldKey()
 }
 
 func (i *Identity) now() time.Time {
@@ -87,15 +94,12 @@ func (i *Identity) now() time.Time {
 	return BuildTime
 }
 
-// CAPEM is the cluster's CA certificate.
-func (i *Identity) CAPEM() []byte { return i.ca.pem }
+// CAPEM is the cluster's CA certificate; while it is being replaced, the new one
+// and the old one.
+func (i *Identity) CAPEM() []byte { return i.ca.Load().pem() }
 
-// CAPool verifies certificates of the cluster.
-func (i *Identity) CAPool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(i.ca.cert)
-	return pool
-}
+// CAPool verifies certificates of the cluster, as of now.
+func (i *Identity) CAPool() *x509.CertPool { return i.ca.Load().pool() }
 
 // ServiceAccountKey signs ServiceAccount tokens.
 func (i *Identity) ServiceAccountKey() crypto.Signer { return i.sa }
@@ -124,7 +128,7 @@ func (i *Identity) ServingCertificate(*tls.ClientHelloInfo) (*tls.Certificate, e
 	if !stale(i.serving, now, servingTTL) {
 		return i.serving, nil
 	}
-	cert, err := i.ca.tlsCertificate(now, i.key, leaf{
+	cert, err := i.ca.Load().tlsCertificate(now, i.key, leaf{
 		commonName:   "system:node:" + i.cfg.NodeName,
 		organization: []string{nodesGroup},
 		ips:          append([]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}, i.ips...),
@@ -136,7 +140,9 @@ func (i *Identity) ServingCertificate(*tls.ClientHelloInfo) (*tls.Certificate, e
 		return nil, err
 	}
 	// The CA goes along for devices that know it by its hash only (cluster/join).
-	cert.Certificate = append(cert.Certificate, i.ca.cert.Raw)
+	for _, root := range i.ca.Load().roots {
+		cert.Certificate = append(cert.Certificate, root.Raw)
+	}
 	i.serving = cert
 	return cert, nil
 }
@@ -150,7 +156,7 @@ func (i *Identity) ClientCertificate(*tls.CertificateRequestInfo) (*tls.Certific
 	if !stale(i.client, now, clientTTL) {
 		return i.client, nil
 	}
-	cert, err := i.ca.tlsCertificate(now, i.key, leaf{
+	cert, err := i.ca.Load().tlsCertificate(now, i.key, leaf{
 		commonName:   "system:node:" + i.cfg.NodeName,
 		organization: []string{nodesGroup},
 		usage:        []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -166,14 +172,29 @@ func (i *Identity) ClientCertificate(*tls.CertificateRequestInfo) (*tls.Certific
 // ServerTLS is the configuration of a port that asks for client certificates
 // and leaves the decision on them, or on their absence, to the authenticator.
 func (i *Identity) ServerTLS() *tls.Config {
-	return &tls.Config{
+	return i.following(&tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		GetCertificate: i.ServingCertificate,
 		ClientAuth:     tls.VerifyClientCertIfGiven,
-		ClientCAs:      i.CAPool(),
 		Time:           i.now,
 		NextProtos:     []string{"h2", "http/1.1"},
+	})
+}
+
+// following makes a server's ClientCAs those of the moment.
+func (i *Identity) following(conf *tls.Config) *tls.Config {
+	made := i.ca.Load()
+	conf.ClientCAs = made.pool()
+	conf.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		ca := i.ca.Load()
+		if ca == made {
+			return nil, nil
+		}
+		now := conf.Clone()
+		now.ClientCAs, now.GetConfigForClient = ca.pool(), nil
+		return now, nil
 	}
+	return conf
 }
 
 // Kubeconfig returns a kubeconfig for server, with a new key and a client
@@ -183,14 +204,15 @@ func (i *Identity) Kubeconfig(server, user string, groups []string, ttl time.Dur
 	if err != nil {
 		return nil, fmt.Errorf("make a key for %s: %w", user, err)
 	}
-	cert, err := i.ca.issue(i.now(), key.Public(), leaf{
+	ca := i.ca.Load()
+	cert, err := ca.issue(i.now(), key.Public(), leaf{
 		commonName: user, organization: groups, ttl: ttl,
 		usage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
 		return nil, err
 	}
-	return encodeKubeconfig(server, i.ca.pem, cert, key)
+	return encodeKubeconfig(server, ca.pem(), cert, key)
 }
 
 // WriteAdminKubeconfig writes the administrator's kubeconfig unless the one
@@ -209,7 +231,8 @@ func (i *Identity) WriteAdminKubeconfig() error {
 // fresh reports whether kubeconfig can go on being used as it is.
 func (i *Identity) fresh(kubeconfig []byte) bool {
 	server, caPEM, cert, err := decodeKubeconfig(kubeconfig)
-	if err != nil || server != i.cfg.APIServer || string(caPEM) != string(i.ca.pem) {
+	ca := i.ca.Load()
+	if err != nil || server != i.cfg.APIServer || string(caPEM) != string(ca.pem()) || cert.CheckSignatureFrom(ca.cert) != nil {
 		return false
 	}
 	return !stale(&tls.Certificate{Leaf: cert}, i.now(), adminTTL)
@@ -220,13 +243,15 @@ func (i *Identity) Run(ctx context.Context) error {
 	t := time.NewTicker(adminCheck)
 	defer t.Stop()
 	for {
+		changed := i.CAChanged()
+		if err := i.WriteAdminKubeconfig(); err != nil {
+			i.cfg.Logger.Error("administrator's kubeconfig not renewed", "file", i.cfg.AdminKubeconfig, "err", err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-changed:
 		case <-t.C:
-			if err := i.WriteAdminKubeconfig(); err != nil {
-				i.cfg.Logger.Error("administrator's kubeconfig not renewed", "file", i.cfg.AdminKubeconfig, "err", err)
-			}
 		}
 	}
 }

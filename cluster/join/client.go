@@ -124,12 +124,14 @@ func (c Client) pinned() *tls.Config {
 		// What follows verifies more, by another rule.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			roots := x509.NewCertPool()
+			roots, others := x509.NewCertPool(), x509.NewCertPool()
 			found := false
 			for _, cert := range cs.PeerCertificates[1:] {
 				if PinOf(cert) == c.Token.Pin && cert.IsCA {
 					roots.AddCert(cert)
 					found = true
+				} else {
+					others.AddCert(cert) // while the CA is being replaced
 				}
 			}
 			if !found {
@@ -137,7 +139,7 @@ func (c Client) pinned() *tls.Config {
 			}
 			leaf := cs.PeerCertificates[0]
 			// The clock of a device that joins may be anywhere.
-			_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: leaf.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+			_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: others, CurrentTime: leaf.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 			if err != nil {
 				return permanent{fmt.Errorf("%w (%w)", errWrongCA, err)}
 			}

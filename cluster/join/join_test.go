@@ -51,7 +51,7 @@ func newCluster(t *testing.T) *cluster {
 	if _, err := registry.For[*corev1.Namespace](reg).Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-system"}}); err != nil {
 		t.Fatal(err)
 	}
-	c.tokens = join.NewTokens(reg, c.id.CA(), func() time.Time {
+	c.tokens = join.NewTokens(reg, c.id.CA, func() time.Time {
 		if p := c.now.Load(); p != nil {
 			return *p
 		}
@@ -232,7 +232,7 @@ func TestSecretIsNotKept(t *testing.T) {
 	if _, err := registry.For[*corev1.Namespace](reg).Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-system"}}); err != nil {
 		t.Fatal(err)
 	}
-	tok, err := join.NewTokens(reg, newIdentity(t, "a").CA(), time.Now).Create(t.Context(), 0, "")
+	tok, err := join.NewTokens(reg, newIdentity(t, "a").CA, time.Now).Create(t.Context(), 0, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,12 +41,12 @@ type Info struct {
 // Tokens are the cluster's. Its methods may be called from any goroutine.
 type Tokens struct {
 	secrets registry.Client[*corev1.Secret]
-	ca      *x509.Certificate
+	ca      func() *x509.Certificate
 	now     func() time.Time
 }
 
 // NewTokens keeps tokens for the cluster of ca as Secrets in kube-system.
-func NewTokens(r *registry.Registry, ca *x509.Certificate, now func() time.Time) *Tokens {
+func NewTokens(r *registry.Registry, ca func() *x509.Certificate, now func() time.Time) *Tokens {
 	return &Tokens{registry.For[*corev1.Secret](r), ca, now}
 }
 
@@ -56,7 +56,7 @@ func (t *Tokens) Create(ctx context.Context, ttl time.Duration, description stri
 	if ttl < 0 {
 		return Token{}, fmt.Errorf("a token cannot be good for %v", ttl)
 	}
-	tok := NewToken(t.ca)
+	tok := NewToken(t.ca())
 	s := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: secretPrefix + tok.ID},
 		Type:       secretType,

@@ -182,7 +182,7 @@ func (d *device) dialPeer(ctx context.Context, peer string) (net.Conn, error) {
 
 // joinHandler lets devices in.
 func (d *device) joinHandler() http.Handler {
-	return &join.Server{Check: join.NewTokens(d.registry, d.identity.CA(), time.Now).Check, Admit: d.admit, Logger: d.log}
+	return &join.Server{Check: join.NewTokens(d.registry, d.identity.CA, time.Now).Check, Admit: d.admit, Logger: d.log}
 }
 
 // admit makes a device a member, as a learner. A device that asks again gets the

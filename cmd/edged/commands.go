@@ -3,6 +3,7 @@ package main
 // commands is the table of subcommands, one file each.
 func commands() map[string]command {
 	return map[string]command{
+		"ca":         {"replace the cluster's CA", runCA},
 		"check":      {"tell whether this machine is fit, and what is missing", runCheck},
 		"flash":      {"write an image to a card", runFlash},
 		"image":      {"import, list and remove container images", runImage},

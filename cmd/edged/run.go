@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -127,7 +128,7 @@ func (d *device) open(ctx context.Context) (err error) {
 	if err := d.openIdentity(); err != nil {
 		return err
 	}
-	if len(c.join) > 0 && c.parsed.token.Pin != join.PinOf(d.identity.CA()) {
+	if len(c.join) > 0 && !slices.ContainsFunc(d.identity.CAs(), func(ca *x509.Certificate) bool { return c.parsed.token.Pin == join.PinOf(ca) }) {
 		return fmt.Errorf("--join: this device is of a cluster already, and the token is for another one; `edged reset` makes it forget the first")
 	}
 	// Without waiting for a leader: this device's own replica says what it has to
@@ -184,6 +185,8 @@ func (d *device) run(ctx context.Context) error {
 	g.Go(func() error { return d.registry.Run(ctx) })
 	g.Go(func() error { return d.watchStore(ctx) })
 	g.Go(func() error { return d.identity.Run(ctx) })
+	g.Go(func() error { return d.rotation().Run(ctx) })
+	g.Go(func() error { return d.followCA(ctx) })
 	g.Go(func() error { return d.announcer.Run(ctx) })
 	d.serve(ctx, g)
 	g.Go(func() error {

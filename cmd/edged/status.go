@@ -54,8 +54,9 @@ func (d *device) controlHandlers(mux *http.ServeMux) {
 		_, err = w.Write(data)
 		return nil, err
 	}))
-	controlTokens(mux, join.NewTokens(d.registry, d.identity.CA(), time.Now))
+	controlTokens(mux, join.NewTokens(d.registry, d.identity.CA, time.Now))
 	d.controlMembers(mux)
+	d.controlCA(mux)
 	controlImages(mux, lateEngine{d})
 	controlSnapshot(mux, d.store)
 }

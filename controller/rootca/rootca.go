@@ -4,8 +4,8 @@
 // It is not where trust begins: devices and users get the CA from the device's
 // identity.
 //
-// Reconcile is the decision. Goroutines: those of the loop.Queue. May be
-// imported by: controller.
+// Reconcile is the decision. Goroutines: those of the loop.Queue and one that
+// waits for another CA. May be imported by: controller.
 //
 // Sources: k8s.io/kubernetes/pkg/controller/certificates/rootcacertpublisher.
 package rootca
@@ -15,6 +15,7 @@ import (
 	"maps"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,9 +49,19 @@ func Reconcile(cm *corev1.ConfigMap, ca []byte) {
 	}
 }
 
-// Run returns the controller that publishes ca.
-func Run(ca []byte) loop.Run {
+// Source tells the cluster's CA.
+type Source interface {
+	// CAPEM is the CA that is trusted, in PEM; more than one while it is being
+	// replaced.
+	CAPEM() []byte
+	// CAChanged is closed when CAPEM changes.
+	CAChanged() <-chan struct{}
+}
+
+// Run returns the controller that publishes the CA of source.
+func Run(source Source) loop.Run {
 	return func(ctx context.Context, env loop.Env) error {
+		changed := source.CAChanged()
 		namespaces := registry.For[*corev1.Namespace](env.Registry)
 		maps := registry.For[*corev1.ConfigMap](env.Registry)
 		q := loop.NewQueue(loop.Config{Name: "rootca", Logger: env.Logger, Reconcile: func(ctx context.Context, key string) (time.Duration, error) {
@@ -58,7 +69,7 @@ func Run(ca []byte) loop.Run {
 			if !ok || ns.DeletionTimestamp != nil {
 				return 0, nil
 			}
-			return 0, publish(ctx, maps, key, ca)
+			return 0, publish(ctx, maps, key, source.CAPEM())
 		}})
 		defer namespaces.Subscribe(func(e registry.Event[*corev1.Namespace]) { q.Add(e.Object.Name) })()
 		defer maps.Subscribe(func(e registry.Event[*corev1.ConfigMap]) {
@@ -66,7 +77,22 @@ func Run(ca []byte) loop.Run {
 				q.Add(e.Object.Namespace)
 			}
 		})()
-		return q.Run(ctx)
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error {
+			for {
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-changed:
+					changed = source.CAChanged()
+					for _, ns := range namespaces.List("") {
+						q.Add(ns.Name)
+					}
+				}
+			}
+		})
+		g.Go(func() error { return q.Run(ctx) })
+		return g.Wait()
 	}
 }
 

@@ -172,6 +172,7 @@ hostname %[2]s
 
 // DataDir, RunDir and Kubeconfig are paths that the host and the device share
 // (the run-dir's content is seen by the device only).
+func (d *Device) Switch() *Switch    { return d.sw }
 func (d *Device) DataDir() string    { return filepath.Join(d.Dir, "data") }
 func (d *Device) RunDir() string     { return filepath.Join(d.Dir, "run") }
 func (d *Device) Kubeconfig() string { return filepath.Join(d.DataDir(), "admin.kubeconfig") }
