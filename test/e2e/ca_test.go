@@ -61,7 +61,7 @@ func TestReplaceCA(t *testing.T) {
 	late := harness.New(t, first.Switch(), 4, "--join", first.Addr.String()+":6443", "--token", strings.TrimSpace(token))
 	late.Start()
 	late.WaitReady()
-	away.Start()
+	away.Reboot()
 	away.WaitReady()
 	allReady(t, first, 4)
 	first.Eventually(30*time.Second, "giving up the old CA", func() error { _, err := ca(first, "finish"); return err })
