@@ -89,6 +89,7 @@ type txn struct {
 	main   int64
 	sub    int64
 	events []*mvccpb.Event
+	bare   bool // an event lacks what was before it
 }
 
 // begin starts a transaction; mu is held until end.
@@ -109,7 +110,7 @@ func (t *txn) end() {
 		return
 	}
 	t.db.revision = t.main
-	t.db.recent.add(t.main, t.events)
+	t.db.recent.add(t.main, t.events, t.bare)
 	t.db.signal()
 }
 
@@ -131,27 +132,29 @@ func (t *txn) record(typ mvccpb.Event_EventType, kv, prev *mvccpb.KeyValue) {
 }
 
 // previous is the key's state before the change at hand, or nil.
-func (t *txn) previous(key []byte) (*mvccpb.KeyValue, version, error) {
+func (t *txn) previous(key []byte) (*mvccpb.KeyValue, error) {
 	e := t.db.index.get(key)
 	if e == nil {
-		return nil, version{}, nil
+		return nil, nil
 	}
 	v, ok := e.at(t.main)
 	if !ok {
-		return nil, version{}, nil
+		return nil, nil
 	}
-	kv, err := t.view.read(v.rev)
-	return kv, v, err
+	return t.view.read(v.rev)
 }
+
+// wanted reports whether watchers want to know what was before this change.
+func (t *txn) wanted() bool { return t.main <= t.db.wanted.Load() }
 
 // checkPut tells whether put can succeed, without changing anything.
 func (t *txn) checkPut(req *pb.PutRequest) error {
 	if req.IgnoreValue || req.IgnoreLease {
-		prev, _, err := t.previous(req.Key)
-		if err != nil {
-			return err
+		e := t.db.index.get(req.Key)
+		if e == nil {
+			return ErrKeyNotFound
 		}
-		if prev == nil {
+		if _, ok := e.at(t.main); !ok {
 			return ErrKeyNotFound
 		}
 	}
@@ -165,25 +168,31 @@ func (t *txn) put(req *pb.PutRequest) (*pb.PutResponse, error) {
 	if err := t.checkPut(req); err != nil {
 		return nil, err
 	}
-	prev, v, err := t.previous(req.Key)
-	if err != nil {
-		return nil, err
-	}
 	kv := &mvccpb.KeyValue{Key: req.Key, Value: req.Value, Lease: req.Lease, ModRevision: t.main, CreateRevision: t.main, Version: 1}
-	if prev != nil {
+	e := t.db.index.obtain(req.Key)
+	v, exists := e.at(t.main)
+	var prev *mvccpb.KeyValue
+	if exists {
 		kv.CreateRevision, kv.Version = v.created.Main, v.n+1
+		if req.IgnoreValue || req.IgnoreLease || req.PrevKv || t.wanted() {
+			var err error
+			if prev, err = t.view.read(v.rev); err != nil {
+				return nil, err
+			}
+		}
 		if req.IgnoreValue {
 			kv.Value = prev.Value
 		}
 		if req.IgnoreLease {
 			kv.Lease = prev.Lease
 		}
+		t.bare = t.bare || prev == nil
 	}
 	t.db.counts.Puts++
-	if prev == nil {
+	if !exists {
 		t.db.counts.Keys++
 	}
-	t.db.index.put(kv.Key, Rev{t.main, t.sub})
+	e.put(Rev{t.main, t.sub})
 	t.record(mvccpb.Event_PUT, kv, prev)
 	t.db.attach(kv.Key, kv.Lease)
 	resp := &pb.PutResponse{Header: t.header()}
@@ -204,7 +213,7 @@ func (t *txn) deleteRange(req *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, 
 		return true
 	})
 	for _, key := range keys {
-		prev, _, err := t.previous(key)
+		prev, err := t.previous(key)
 		if err != nil {
 			return nil, err
 		}

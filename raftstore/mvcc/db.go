@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
@@ -94,11 +95,18 @@ type DB struct {
 		rows   map[rowKey]bool // changed, added or removed
 		gone   []gone          // to delete from "key"
 	}
+	size    int64    // of the file
+	free    int64    // of that, in pages that are not used
 	hashes  []KVHash // of compacted revisions
 	counts  Counts
 	recent  ring
-	changed chan struct{} // closed and replaced when revision or compacted moves
+	changed chan struct{} // closed and replaced when revision or compacted moves, if watched
 	closed  bool
+
+	// watched says that somebody has taken changed since it was made.
+	watched atomic.Bool
+	// wanted is up to which revision events are kept with what was before them.
+	wanted atomic.Int64
 }
 
 // Open opens the file, or makes one, and builds the key index from it.
@@ -112,7 +120,11 @@ func Open(cfg Config) (*DB, error) {
 	}
 	db := &DB{bolt: b, dir: filepath.Dir(cfg.Path), log: cfg.Logger, authenticated: cfg.Authenticated, hashOnCompact: cfg.HashOnCompact, changed: make(chan struct{})}
 	db.empty()
-	if err := db.load(); err != nil {
+	err = db.load()
+	if err == nil {
+		err = db.measure()
+	}
+	if err != nil {
 		b.Close()
 		return nil, err
 	}
@@ -317,7 +329,7 @@ func (db *DB) commitLocked(always bool) error {
 	for _, r := range db.pending {
 		db.bytes += len(r.data)
 	}
-	return nil
+	return db.measure()
 }
 
 // Applied is how much of the log the state in memory reflects.
@@ -367,16 +379,16 @@ func (db *DB) Size() (total, inUse int64) {
 	if db.closed {
 		return 0, 0
 	}
-	err := db.bolt.View(func(tx *bolt.Tx) error {
-		total = tx.Size()
+	pending := int64(db.bytes)
+	return db.size + max(pending-db.free, 0), db.size - db.free + pending
+}
+
+// measure notes how large the file is, for Size: every put asks. mu is held.
+func (db *DB) measure() error {
+	return db.bolt.View(func(tx *bolt.Tx) error {
+		db.size, db.free = tx.Size(), int64(db.bolt.Stats().FreePageN)*pageSize
 		return nil
 	})
-	if err != nil {
-		return 0, 0
-	}
-	free := int64(db.bolt.Stats().FreePageN) * pageSize
-	pending := int64(db.bytes)
-	return total + max(pending-free, 0), total - free + pending
 }
 
 // WaitApplied returns when the entry at index has been applied. It is meant for
@@ -384,7 +396,7 @@ func (db *DB) Size() (total, inUse int64) {
 func (db *DB) WaitApplied(ctx context.Context, index uint64) error {
 	for {
 		db.mu.RLock()
-		done, closed, changed := db.applied.Index >= index, db.closed, db.changed
+		done, closed, changed := db.applied.Index >= index, db.closed, db.change()
 		db.mu.RUnlock()
 		switch {
 		case done:

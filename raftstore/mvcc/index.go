@@ -38,22 +38,35 @@ type entry struct {
 func entryLess(a, b *entry) bool { return bytes.Compare(a.key, b.key) < 0 }
 
 // index finds the revisions of keys.
-type index struct{ tree *btree.BTreeG[*entry] }
+type index struct {
+	tree  *btree.BTreeG[*entry]
+	probe entry // what a writer looks for
+}
 
-func newIndex() *index { return &index{btree.NewG(32, entryLess)} }
+func newIndex() *index { return &index{tree: btree.NewG(32, entryLess)} }
 
 func (x *index) get(key []byte) *entry {
 	e, _ := x.tree.Get(&entry{key: key})
 	return e
 }
 
-// put records that key was written at rev.
-func (x *index) put(key []byte, rev Rev) {
-	e := x.get(key)
-	if e == nil {
+// obtain is get for a key that is about to be written: the entry is made if
+// there is none. Nobody else looks at the index.
+func (x *index) obtain(key []byte) *entry {
+	x.probe.key = key
+	e, ok := x.tree.Get(&x.probe)
+	x.probe.key = nil
+	if !ok {
 		e = &entry{key: bytes.Clone(key)}
 		x.tree.ReplaceOrInsert(e)
 	}
+	return e
+}
+
+// put records that key was written at rev.
+func (x *index) put(key []byte, rev Rev) { x.obtain(key).put(rev) }
+
+func (e *entry) put(rev Rev) {
 	if n := len(e.gens); n > 0 && !e.gens[n-1].ended {
 		e.gens[n-1].revs = append(e.gens[n-1].revs, rev)
 		return

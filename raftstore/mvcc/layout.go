@@ -158,7 +158,7 @@ func (b *batch) write(tx *bolt.Tx) error {
 	if err != nil {
 		return err
 	}
-	keys.FillPercent = 0.9 // revisions only grow: no room is needed in between
+	keys.FillPercent = 1 // revisions only grow: no room is needed in between
 	for _, r := range b.pending {
 		if err := keys.Put(rowName(r.rev, r.deleted), r.data); err != nil {
 			return err

@@ -132,7 +132,7 @@ func (db *DB) replace(path string) error {
 		return errors.Join(err, fmt.Errorf("open %s: %w", own, openErr))
 	}
 	db.bolt = b
-	return err
+	return errors.Join(err, db.measure())
 }
 
 // Restore makes the file at path, in the same folder and on disk, the state:

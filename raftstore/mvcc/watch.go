@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sort"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -32,8 +33,8 @@ type ring struct {
 	bytes   int
 }
 
-func (r *ring) add(rev int64, events []*mvccpb.Event) {
-	r.batches = append(r.batches, Batch{Revision: rev, Events: events})
+func (r *ring) add(rev int64, events []*mvccpb.Event, bare bool) {
+	r.batches = append(r.batches, Batch{Revision: rev, Events: events, bare: bare})
 	r.bytes += sizeOf(events)
 	drop := 0
 	for ; len(r.batches)-drop > ringRevisions || r.bytes > ringBytes && len(r.batches)-drop > 1; drop++ {
@@ -64,10 +65,18 @@ func (r *ring) from(start int64) (batches []Batch, ok bool) {
 	return r.batches[i:], true
 }
 
-// signal wakes watchers; mu is held.
+// signal wakes watchers; mu is held for writing.
 func (db *DB) signal() {
-	close(db.changed)
-	db.changed = make(chan struct{})
+	if db.watched.Swap(false) {
+		close(db.changed)
+		db.changed = make(chan struct{})
+	}
+}
+
+// change is closed by the next signal; mu is held.
+func (db *DB) change() <-chan struct{} {
+	db.watched.Store(true)
+	return db.changed
 }
 
 // Batch holds events; all events of a revision are in one batch. Revision is
@@ -76,6 +85,8 @@ func (db *DB) signal() {
 type Batch struct {
 	Revision int64
 	Events   []*mvccpb.Event
+	// bare says that the events lack what was before them, which nobody wanted.
+	bare bool
 }
 
 // Watcher reads the history of the keys in [Key, End) from a revision on. It
@@ -94,8 +105,15 @@ func (db *DB) Watch(key, end []byte, start int64, prevKV bool) *Watcher {
 	if start <= 0 {
 		start = db.revision + 1
 	}
+	if prevKV {
+		db.wantPrevious()
+	}
 	return &Watcher{db: db, key: bytes.Clone(key), end: bytes.Clone(end), next: start, withPrevKV: prevKV}
 }
+
+// wantPrevious has the next transactions keep what was before their changes; mu
+// is held. A watcher that stays calls it again in time.
+func (db *DB) wantPrevious() { db.wanted.Store(db.revision + ringRevisions) }
 
 // Next waits for events and returns them. ErrCompacted says that revisions
 // which the watcher still had to deliver are gone. A Watcher is used by one
@@ -138,12 +156,16 @@ func (w *Watcher) Poll() (batch Batch, changed <-chan struct{}, err error) {
 		db.mu.RUnlock()
 		return Batch{}, nil, ErrCompacted
 	}
+	if w.withPrevKV {
+		db.wantPrevious()
+	}
 	if w.next > db.revision {
-		changed := db.changed
+		changed := db.change()
 		db.mu.RUnlock()
 		return Batch{}, changed, nil
 	}
 	batches, ok := db.recent.from(w.next)
+	ok = ok && !(w.withPrevKV && slices.ContainsFunc(batches, func(b Batch) bool { return b.bare }))
 	to := db.revision
 	db.mu.RUnlock()
 	if !ok {
