@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -27,12 +28,20 @@ var (
 )
 
 const (
-	version      = 1
+	version      = 2
 	headerBytes  = 17
 	segmentBytes = 1 << 20
+	// maxFree is how many spent segments are kept for recycling: as many as one
+	// commit of the applied state sets free under load.
+	maxFree = 6
+	// headRoom is more than what a segment begins with.
+	headRoom = 256
 	// maxRecordBytes bounds what a damaged length can make us allocate. The
 	// largest request is 1.5 MiB; etcd lets operators raise that.
 	maxRecordBytes = 512 << 20
+
+	// freeSuffix is what a segment's name ends with while it waits for recycling.
+	freeSuffix = ".free.tmp"
 
 	kindHead     = 1
 	kindEntry    = 2
@@ -40,6 +49,13 @@ const (
 	kindSnapshot = 4
 	kindReset    = 5
 	kindIntent   = 6
+	kindPacked   = 7
+	kindOpened   = 8
+	kindLast     = kindOpened
+
+	// flagRecycled in a head says that behind the records are those of a former
+	// life of the file.
+	flagRecycled = 1
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -75,6 +91,8 @@ type Log struct {
 	segment int64 // bytes of a segment
 
 	f       vfs.File
+	form    form
+	stale   bool // behind at there may be bytes that nobody cleared
 	seq     uint64
 	size    int64 // of the segment
 	at      int64 // where the next record goes
@@ -84,9 +102,10 @@ type Log struct {
 	state   *raftpb.HardState
 	snap    Snapshot
 	spent   []segment
-	free    string // a recycled file, or ""
+	free    []string // files to recycle
 	buf     []byte
-	failed  error // a write or sync that failed: nothing may follow it
+	raw     []byte // entries to be packed
+	failed  error  // a write or sync that failed: nothing may follow it
 }
 
 // Config says where a log is.
@@ -180,7 +199,8 @@ func Open(cfg Config) (*Log, Content, error) {
 	return l, c, nil
 }
 
-// removeStale removes files that were being prepared when the power went.
+// removeStale removes files that were being prepared when the power went, and
+// finds those to recycle.
 func (l *Log) removeStale() {
 	files, err := l.fs.List(l.dir)
 	if err != nil {
@@ -190,7 +210,14 @@ func (l *Log) removeStale() {
 		if !strings.HasSuffix(f, ".tmp") {
 			continue
 		}
-		if err := l.fs.Remove("wal.stale", pathpkg.Join(l.dir, f)); err != nil {
+		path := pathpkg.Join(l.dir, f)
+		if strings.HasSuffix(f, freeSuffix) && len(l.free) < maxFree {
+			if size, err := l.sizeOf(path); err == nil && size == l.segment {
+				l.free = append(l.free, path)
+				continue
+			}
+		}
+		if err := l.fs.Remove("wal.stale", path); err != nil {
 			l.log.Warn("a leftover of the log stays", "file", f, "err", err)
 		}
 	}
@@ -214,9 +241,10 @@ func (l *Log) read(seq uint64, first, last bool, c *Content) error {
 		return fmt.Errorf("read %s: %w", path, err)
 	}
 	crc, at, end := l.crc, int64(0), int64(0)
+	form := formOf(data, seq)
 	var lastEntry uint64
 	for {
-		r, ok := parse(data, at, crc, first && at == 0)
+		r, ok := form.parse(data, at, crc, first && at == 0)
 		if !ok {
 			end = at
 			break
@@ -226,7 +254,7 @@ func (l *Log) read(seq uint64, first, last bool, c *Content) error {
 				end = 0
 				break
 			}
-			if r.payload[0] != version {
+			if r.payload[0] > version {
 				return fmt.Errorf("%s is of version %d, this program understands %d: use a newer edged", path, r.payload[0], version)
 			}
 			l.member = binary.LittleEndian.Uint64(r.payload[9:])
@@ -240,7 +268,10 @@ func (l *Log) read(seq uint64, first, last bool, c *Content) error {
 		}
 		crc, at = r.crc, r.next
 	}
-	if err := l.judge(path, data, end, last); err != nil {
+	if _, alone := form.parse(data, 0, 0, true); end == 0 && alone {
+		return fmt.Errorf("%w: the end of the segment before %s; %s", ErrCorrupt, path, advice)
+	}
+	if err := l.judge(path, form, data, end, last); err != nil {
 		return err
 	}
 	if !last {
@@ -255,17 +286,25 @@ func (l *Log) read(seq uint64, first, last bool, c *Content) error {
 		}
 		return l.fs.Remove("wal.headless", path)
 	}
-	if err := clearTail(f, data, end); err != nil {
+	if form.recycled {
+		// The next record sets what follows it apart from what is there.
+		l.stale = true
+	} else if err := clearTail(f, data, end); err != nil {
 		return fmt.Errorf("cut the torn tail of %s: %w", path, err)
 	}
-	l.f, l.seq, l.size, l.at, l.durable, l.crc, l.last = f, seq, int64(len(data)), end, end, crc, lastEntry
+	l.f, l.form, l.seq, l.size, l.at, l.durable, l.crc, l.last = f, form, seq, int64(len(data)), end, end, crc, lastEntry
 	keep = true
 	return nil
 }
 
+const advice = "restore a snapshot with `edged snapshot restore`, or remove this device and let it join again"
+
 // judge tells a torn tail from damage in the middle. data[end:] is what no
 // record could be read from.
-func (l *Log) judge(path string, data []byte, end int64, last bool) error {
+func (l *Log) judge(path string, form form, data []byte, end int64, last bool) error {
+	if !last && form.recycled {
+		return nil // the next segment's head tells whether the chain is whole
+	}
 	torn := int64(0)
 	for i := len(data) - 1; i >= int(end); i-- {
 		if data[i] != 0 {
@@ -276,35 +315,19 @@ func (l *Log) judge(path string, data []byte, end int64, last bool) error {
 	if torn == 0 {
 		return nil
 	}
-	advice := "restore a snapshot with `edged snapshot restore`, or remove this device and let it join again"
 	if !last {
 		return fmt.Errorf("%w: %s at byte %d, with segments after it; %s", ErrCorrupt, path, end, advice)
 	}
 	for at := end; at+headerBytes <= int64(len(data)); at += 8 {
-		if d, ok := durableMark(data, at); ok && d > end {
+		if d, ok := form.durableMark(data, at); ok && d > end {
 			return fmt.Errorf("%w: %s at byte %d, which was on disk when byte %d was written; %s", ErrCorrupt, path, end, at, advice)
 		}
 	}
+	if form.recycled {
+		return nil // what is torn cannot be told from what is old
+	}
 	l.log.Warn("cut a torn tail off the log: it was never acknowledged", "file", path, "at", end, "bytes", torn)
 	return nil
-}
-
-// durableMark reads the durable field of what may be a record at at. Its crc
-// cannot be checked, since the one before it is gone; a record whose content
-// hashes to its crc from the crc in the 4 bytes of any earlier record is not
-// there by chance.
-func durableMark(data []byte, at int64) (int64, bool) {
-	n := int64(binary.LittleEndian.Uint32(data[at:]))
-	if n == 0 || at+headerBytes+n > int64(len(data)) || data[at+16] < kindHead || data[at+16] > kindIntent {
-		return 0, false
-	}
-	next := (at + headerBytes + n + 7) &^ 7
-	// The record after it must chain to it.
-	crc := binary.LittleEndian.Uint32(data[at+4:])
-	if r, ok := parse(data, next, crc, false); ok {
-		return r.durable, true
-	}
-	return 0, false
 }
 
 // clearTail zeroes what is behind end, so that stale bytes can never be taken
@@ -326,54 +349,14 @@ func clearTail(f vfs.File, data []byte, end int64) error {
 	return f.Sync("wal.cut", false)
 }
 
-type parsed struct {
-	kind    byte
-	durable int64
-	payload []byte
-	crc     uint32
-	next    int64
-}
-
-// parse reads the record at at, which must chain to crc. The head of the first
-// segment carries the crc that the chain starts from.
-func parse(data []byte, at int64, crc uint32, start bool) (r parsed, ok bool) {
-	if at+headerBytes > int64(len(data)) {
-		return r, false
-	}
-	n := int64(binary.LittleEndian.Uint32(data[at:]))
-	if n == 0 || n > maxRecordBytes || at+headerBytes+n > int64(len(data)) {
-		return r, false
-	}
-	body := data[at+8 : at+headerBytes+n]
-	r = parsed{kind: body[8], durable: int64(binary.LittleEndian.Uint64(body)), payload: body[9:], next: (at + headerBytes + n + 7) &^ 7}
-	if r.kind == kindHead && n != 21 {
-		return r, false
-	}
-	if start {
-		if r.kind != kindHead {
-			return r, false
-		}
-		crc = binary.LittleEndian.Uint32(r.payload[17:])
-	}
-	r.crc = crc32.Update(crc, castagnoli, body)
-	return r, r.crc == binary.LittleEndian.Uint32(data[at+4:])
-}
-
 // take adds a record to what has been read.
 func (l *Log) take(r parsed, c *Content) error {
 	switch r.kind {
 	case kindEntry:
-		e := new(raftpb.Entry)
-		if err := proto.Unmarshal(r.payload, e); err != nil {
-			return fmt.Errorf("%w: an entry does not decode: %w", ErrCorrupt, err)
-		}
-		// A new leader overwrites entries that were never committed.
-		for len(c.Entries) > 0 && c.Entries[len(c.Entries)-1].GetIndex() >= e.GetIndex() {
-			c.Entries = c.Entries[:len(c.Entries)-1]
-		}
-		if e.GetIndex() > l.snap.Index {
-			c.Entries = append(c.Entries, e)
-		}
+		return l.takeEntry(r.payload, c)
+	case kindPacked:
+		return unpack(r.payload, func(entry []byte) error { return l.takeEntry(entry, c) })
+	case kindOpened: // was written for its crc
 	case kindState:
 		l.state = new(raftpb.HardState)
 		if err := proto.Unmarshal(r.payload, l.state); err != nil {
@@ -404,6 +387,37 @@ func (l *Log) take(r parsed, c *Content) error {
 	return nil
 }
 
+func (l *Log) takeEntry(data []byte, c *Content) error {
+	e := new(raftpb.Entry)
+	if err := proto.Unmarshal(data, e); err != nil {
+		return fmt.Errorf("%w: an entry does not decode: %w", ErrCorrupt, err)
+	}
+	// A new leader overwrites entries that were never committed.
+	for len(c.Entries) > 0 && c.Entries[len(c.Entries)-1].GetIndex() >= e.GetIndex() {
+		c.Entries = c.Entries[:len(c.Entries)-1]
+	}
+	if e.GetIndex() > l.snap.Index {
+		c.Entries = append(c.Entries, e)
+	}
+	return nil
+}
+
+// begin starts a batch in l.buf. The first one in a segment whose end was found
+// among old bytes changes the crc that the next record chains to, by chance: no
+// record that lies there already can follow.
+func (l *Log) begin() error {
+	l.buf = l.buf[:0]
+	if !l.stale {
+		return nil
+	}
+	var nonce [8]byte
+	if _, err := rand.Read(nonce[:]); err != nil {
+		return l.fail(fmt.Errorf("draw a number: %w", err))
+	}
+	l.encode(kindOpened, nonce[:])
+	return nil
+}
+
 // encode adds a record to the batch in l.buf.
 func (l *Log) encode(kind byte, payload []byte) {
 	at := l.beginRecord(kind)
@@ -430,7 +444,7 @@ func (l *Log) beginRecord(kind byte) (at int) {
 
 func (l *Log) endRecord(at int) {
 	binary.LittleEndian.PutUint32(l.buf[at:], uint32(len(l.buf)-at-headerBytes))
-	l.crc = crc32.Update(l.crc, castagnoli, l.buf[at+8:])
+	l.crc = crc32.Update(crc32.Update(l.crc, castagnoli, l.form.salt), castagnoli, l.buf[at+8:])
 	binary.LittleEndian.PutUint32(l.buf[at+4:], l.crc)
 	for len(l.buf)%8 != 0 {
 		l.buf = append(l.buf, 0)
@@ -444,21 +458,23 @@ func (l *Log) Append(state *raftpb.HardState, entries []*raftpb.Entry) error {
 	if l.failed != nil {
 		return l.failed
 	}
-	need := 64
+	if state == nil && len(entries) == 0 {
+		return nil
+	}
+	need := 128
 	for _, e := range entries {
 		need += proto.Size(e) + headerBytes + 8
 	}
 	if l.at+int64(need) > l.size {
-		if err := l.roll(max(l.segment, int64(need)+4096)); err != nil {
+		if err := l.roll(max(l.segment, int64(need)+headRoom)); err != nil {
 			return err
 		}
 	}
-	l.buf = l.buf[:0]
-	for _, e := range entries {
-		if err := l.encodeMessage(kindEntry, e); err != nil {
-			return l.fail(fmt.Errorf("encode entry %d: %w", e.GetIndex(), err))
-		}
-		l.last = e.GetIndex()
+	if err := l.begin(); err != nil {
+		return err
+	}
+	if err := l.encodeEntries(entries, need); err != nil {
+		return l.fail(err)
 	}
 	if state != nil {
 		if err := l.encodeMessage(kindState, state); err != nil {
@@ -476,10 +492,12 @@ func (l *Log) Note(state *raftpb.HardState) error {
 	if l.failed != nil {
 		return l.failed
 	}
-	if l.at+int64(proto.Size(state))+2*headerBytes+8 > l.size {
+	if l.at+int64(proto.Size(state))+128 > l.size {
 		return nil
 	}
-	l.buf = l.buf[:0]
+	if err := l.begin(); err != nil {
+		return err
+	}
 	if err := l.encodeMessage(kindState, state); err != nil {
 		return l.fail(fmt.Errorf("encode the hard state: %w", err))
 	}
@@ -503,10 +521,13 @@ func (l *Log) write() error {
 		return l.fail(fmt.Errorf("append to the log: %w", err))
 	}
 	l.at += int64(len(l.buf))
-	if cap(l.buf) > 1<<20 {
-		l.buf = nil // one large batch must not be paid for ever after
-	} else {
-		l.buf = l.buf[:0]
+	l.stale = false
+	// One large batch must not be paid for ever after.
+	if l.buf = l.buf[:0]; cap(l.buf) > keepBuffer {
+		l.buf = nil
+	}
+	if l.raw = l.raw[:0]; cap(l.raw) > keepBuffer {
+		l.raw = nil
 	}
 	return nil
 }
@@ -533,21 +554,21 @@ func (l *Log) roll(size int64) error {
 		seq = l.spent[len(l.spent)-1].seq + 1
 	}
 	tmp := l.path(seq) + ".tmp"
-	f, err := l.blank(tmp, size)
+	f, recycled, err := l.blank(tmp, size)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
 	if err != nil {
 		return l.fail(fmt.Errorf("make a segment of the log: %w", err))
 	}
-	if err := l.enter(f, tmp, seq, size); err != nil {
+	if err := l.enter(f, recycled, tmp, seq, size); err != nil {
 		return l.fail(err)
 	}
 	return nil
 }
 
-// enter makes f, a blank file at tmp, the segment to append to.
-func (l *Log) enter(f vfs.File, tmp string, seq uint64, size int64) error {
+// enter makes f, a file at tmp, the segment to append to.
+func (l *Log) enter(f vfs.File, recycled bool, tmp string, seq uint64, size int64) error {
 	if l.f != nil {
 		if l.durable < l.at { // what was noted; the new segment's chain begins with it
 			if err := l.sync(); err != nil {
@@ -561,10 +582,14 @@ func (l *Log) enter(f vfs.File, tmp string, seq uint64, size int64) error {
 			return fmt.Errorf("close a segment of the log: %w", err)
 		}
 	}
-	l.f, l.seq, l.size, l.at, l.durable = f, seq, size, 0, 0
+	l.f, l.seq, l.size, l.at, l.durable, l.stale = f, seq, size, 0, 0, false
+	l.form = form{version: version, recycled: recycled, salt: binary.LittleEndian.AppendUint64(nil, seq)}
 	l.buf = l.buf[:0]
-	head := make([]byte, 21)
+	head := make([]byte, headBytes)
 	head[0] = version
+	if recycled {
+		head[headBytes-1] = flagRecycled
+	}
 	binary.LittleEndian.PutUint64(head[1:], seq)
 	binary.LittleEndian.PutUint64(head[9:], l.member)
 	binary.LittleEndian.PutUint32(head[17:], l.crc)
@@ -580,7 +605,7 @@ func (l *Log) enter(f vfs.File, tmp string, seq uint64, size int64) error {
 		return fmt.Errorf("write the head of a segment: %w", err)
 	}
 	l.at = int64(len(l.buf))
-	if err := f.Sync("wal.head", false); err != nil {
+	if err := f.Sync("wal.head", recycled); err != nil {
 		return fmt.Errorf("sync the head of a segment: %w", err)
 	}
 	l.durable = l.at
@@ -590,31 +615,29 @@ func (l *Log) enter(f vfs.File, tmp string, seq uint64, size int64) error {
 	return l.fs.SyncDir("wal.name", l.dir)
 }
 
-// blank makes a zero-filled file, from a recycled one if that fits.
-func (l *Log) blank(path string, size int64) (vfs.File, error) {
-	if l.free != "" {
-		free := l.free
-		l.free = ""
-		if size != l.segment {
-			if err := l.fs.Remove("wal.recycle", free); err != nil {
-				return nil, err
-			}
-		} else if err := l.fs.Rename("wal.recycle", free, path); err != nil {
-			return nil, err
+// blank makes a file of size bytes: a recycled one with what it holds, if there is
+// one that fits, or one full of zeros.
+func (l *Log) blank(path string, size int64) (f vfs.File, recycled bool, err error) {
+	if n := len(l.free); n > 0 && size == l.segment {
+		free := l.free[n-1]
+		l.free = l.free[:n-1]
+		if err := l.fs.Rename("wal.recycle", free, path); err != nil {
+			return nil, false, err
 		}
+		f, err := l.fs.Open("wal.recycle", path, false)
+		return f, true, err
 	}
-	f, err := l.fs.Open("wal.blank", path, true)
-	if err != nil {
-		return nil, err
+	if f, err = l.fs.Open("wal.blank", path, true); err != nil {
+		return nil, false, err
 	}
 	zeros := make([]byte, 64<<10)
 	for at := int64(0); at < size; at += int64(len(zeros)) {
 		n := min(int64(len(zeros)), size-at)
 		if err := f.WriteAt("wal.blank", zeros[:n], at); err != nil {
-			return nil, errors.Join(err, f.Close(), l.fs.Remove("wal.blank", path))
+			return nil, false, errors.Join(err, f.Close(), l.fs.Remove("wal.blank", path))
 		}
 	}
-	return f, nil
+	return f, false, nil
 }
 
 func (l *Log) encodeSnapshot() { l.encodePlace(kindSnapshot, l.snap) }
@@ -633,12 +656,14 @@ func (l *Log) place(kind byte, s Snapshot) error {
 	if l.failed != nil {
 		return l.failed
 	}
-	if l.at+64 > l.size {
+	if l.at+128 > l.size {
 		if err := l.roll(l.segment); err != nil {
 			return err
 		}
 	}
-	l.buf = l.buf[:0]
+	if err := l.begin(); err != nil {
+		return err
+	}
 	l.encodePlace(kind, s)
 	return l.flush()
 }
@@ -668,12 +693,14 @@ func (l *Log) Compact(s Snapshot) error {
 	if n == 0 {
 		return nil
 	}
-	if l.at+64 > l.size {
+	if l.at+128 > l.size {
 		if err := l.roll(l.segment); err != nil {
 			return err
 		}
 	} else {
-		l.buf = l.buf[:0]
+		if err := l.begin(); err != nil {
+			return err
+		}
 		l.encodeSnapshot()
 		if err := l.flush(); err != nil {
 			return err
@@ -696,18 +723,22 @@ func (l *Log) dropSpent(n int) error {
 	return l.fs.SyncDir("wal.drop", l.dir)
 }
 
-// drop recycles one segment and removes the others.
+// drop keeps a segment for recycling, or removes it when there are enough.
 func (l *Log) drop(seq uint64) error {
 	path := l.path(seq)
 	size, err := l.sizeOf(path)
 	if err != nil {
 		return err
 	}
-	if l.free != "" || size != l.segment {
+	if len(l.free) >= maxFree || size != l.segment {
 		return l.fs.Remove("wal.drop", path)
 	}
-	l.free = pathpkg.Join(l.dir, "free.tmp")
-	return l.fs.Rename("wal.drop", path, l.free)
+	free := path + freeSuffix
+	if err := l.fs.Rename("wal.drop", path, free); err != nil {
+		return err
+	}
+	l.free = append(l.free, free)
+	return nil
 }
 
 func (l *Log) sizeOf(path string) (int64, error) {
