@@ -68,14 +68,11 @@ const (
 // wantsLeader reports whether the client would rather be refused than served by
 // a member that has no leader.
 func wantsLeader(ctx context.Context) (bool, error) {
-	md, ok := metadata.FromIncomingContext(ctx)
-	if !ok {
-		return false, nil
-	}
-	if v := md.Get(rpctypes.MetadataClientAPIVersionKey); len(v) > 0 && !utf8.ValidString(v[0]) {
+	// One value at a time: the whole would be copied for each request.
+	if v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataClientAPIVersionKey); len(v) > 0 && !utf8.ValidString(v[0]) {
 		return false, rpctypes.ErrGRPCInvalidClientAPIVersion
 	}
-	v := md[rpctypes.MetadataRequireLeaderKey]
+	v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataRequireLeaderKey)
 	return len(v) > 0 && v[0] == rpctypes.MetadataHasLeader, nil
 }
 
