@@ -1,7 +1,7 @@
 // Command store measures `edged store` beside an etcd built from its module, on
 // the same disk in the same run, and prints a table.
 //
-//	go run . -edged ../../bin/edged [-seconds 5] [-kills 30] [-dir folder]
+//	go run . -edged ../../bin/edged [-seconds 5] [-kills 30] [-dir folder] [-only puts,reads] [-etcd binary]
 //
 // Each server has a loop device of its own below -dir, so that bytes and syncs
 // are counted at the block layer; it needs root. The load generator is etcd's
@@ -16,6 +16,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -30,45 +32,65 @@ type row struct {
 	budget float64
 }
 
-var names = []string{"etcd", "edged"}
-
 func main() {
 	edged := flag.String("edged", "../../bin/edged", "the edged binary")
 	dir := flag.String("dir", os.TempDir(), "folder on the disk to measure")
 	seconds := flag.Int("seconds", 5, "seconds for each load")
 	kills := flag.Int("kills", 10, "times to kill the leader of three members")
+	only := flag.String("only", "", "measure these groups of rows alone: "+strings.Join(groupNames(), ", "))
+	etcd := flag.String("etcd", "", "an etcd binary, instead of building one")
+	servers := flag.String("servers", "etcd,edged", "which servers to measure")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *edged, *dir, time.Duration(*seconds)*time.Second, *kills); err != nil {
+	b := bench{seconds: time.Duration(*seconds) * time.Second, kills: *kills, servers: strings.Split(*servers, ",")}
+	if *only != "" {
+		b.only = strings.Split(*only, ",")
+	}
+	if err := b.run(ctx, *edged, *etcd, *dir); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/store:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, edged, dir string, d time.Duration, kills int) error {
+// bench is what one run measures.
+type bench struct {
+	table   table
+	seconds time.Duration // of each load
+	kills   int
+	only    []string // groups of rows; nil for all
+	servers []string
+}
+
+func (b *bench) run(ctx context.Context, edged, etcd, dir string) error {
+	for _, g := range b.only {
+		if !slices.Contains(groupNames(), g) {
+			return fmt.Errorf("-only %s: want %s", g, strings.Join(groupNames(), ", "))
+		}
+	}
 	work, err := os.MkdirTemp(dir, "edged-bench-store")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(work)
-	etcd := filepath.Join(work, "etcd")
-	build := exec.CommandContext(ctx, "go", "build", "-o", etcd, "go.etcd.io/etcd/server/v3")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		return fmt.Errorf("build etcd: %w", err)
+	if etcd == "" {
+		etcd = filepath.Join(work, "etcd")
+		build := exec.CommandContext(ctx, "go", "build", "-o", etcd, "go.etcd.io/etcd/server/v3")
+		build.Stderr = os.Stderr
+		if err := build.Run(); err != nil {
+			return fmt.Errorf("build etcd: %w", err)
+		}
 	}
 	if edged, err = filepath.Abs(edged); err != nil {
 		return err
 	}
 	binaries := map[string][]string{"etcd": {etcd}, "edged": {edged, "store"}}
-	t := &table{}
-	for _, name := range names {
+	for _, name := range b.servers {
 		disk, err := newDisk(filepath.Join(work, name+".img"), filepath.Join(work, name+".mnt"))
 		if err != nil {
 			return err
 		}
-		err = measure(ctx, t, name, binaries[name], disk, d, kills)
+		err = b.measure(ctx, &server{name: name, binary: binaries[name], disk: disk})
 		if cerr := disk.close(); err == nil {
 			err = cerr
 		}
@@ -76,7 +98,7 @@ func run(ctx context.Context, edged, dir string, d time.Duration, kills int) err
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	t.print(os.Stdout)
+	b.table.print(os.Stdout)
 	return nil
 }
 

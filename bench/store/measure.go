@@ -62,6 +62,25 @@ func (m *member) rss() float64 {
 	return 0
 }
 
+// cpu is how long the server has computed, in all of its threads.
+func (m *member) cpu() time.Duration {
+	var total time.Duration
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", m.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	for _, t := range tasks {
+		data, err := os.ReadFile(t)
+		if err != nil {
+			continue
+		}
+		if ns, err := strconv.ParseInt(strings.Fields(string(data))[0], 10, 64); err == nil {
+			total += time.Duration(ns)
+		}
+	}
+	return total
+}
+
 func client(endpoints ...string) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
 }
@@ -124,96 +143,132 @@ func load(ctx context.Context, endpoint string, n int, d time.Duration, f func(c
 
 func key(i int) string { return fmt.Sprintf("%08d", i%100_000) }
 
-func measure(ctx context.Context, t *table, name string, binary []string, dk *disk, d time.Duration, kills int) error {
-	m, err := start(binary, dk.mount, "m", 32379, "")
-	if err != nil {
-		return err
-	}
-	defer func() { m.stop(syscall.SIGKILL) }()
-	c, err := client(m.endpoint)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if _, err := ready(ctx, c, time.Now()); err != nil {
-		return err
-	}
-	t.add(name, "resident, empty", "MB", false, 0.5, m.rss())
-	if err := puts(ctx, t, name, m, dk, d); err != nil {
-		return err
-	}
-	if err := reads(ctx, t, name, m, d); err != nil {
-		return err
-	}
-	if err := watches(ctx, t, name, m, c, d); err != nil {
-		return err
-	}
-	if err := sizes(ctx, t, name, binary, dk); err != nil {
-		return err
-	}
-	m.stop(syscall.SIGTERM)
-	return failover(ctx, t, name, binary, dk, kills)
+// server is one of the two that are compared, on a disk of its own.
+type server struct {
+	name   string
+	binary []string
+	disk   *disk
+	m      *member // alone in its cluster
+	client *clientv3.Client
 }
 
-func puts(ctx context.Context, t *table, name string, m *member, dk *disk, d time.Duration) error {
+// groups are the rows, in the order of the table.
+var groups = []struct {
+	name string
+	run  func(*bench, context.Context, *server) error
+}{
+	{"empty", (*bench).empty}, {"puts", (*bench).puts}, {"reads", (*bench).reads}, {"watches", (*bench).watches},
+	{"sizes", (*bench).sizes}, {"failover", (*bench).failover},
+}
+
+func groupNames() (names []string) {
+	for _, g := range groups {
+		names = append(names, g.name)
+	}
+	return names
+}
+
+func (b *bench) measure(ctx context.Context, s *server) error {
+	var err error
+	if s.m, err = start(s.binary, s.disk.mount, "m", 32379, ""); err != nil {
+		return err
+	}
+	defer func() { s.m.stop(syscall.SIGKILL) }()
+	if s.client, err = client(s.m.endpoint); err != nil {
+		return err
+	}
+	defer s.client.Close()
+	if _, err := ready(ctx, s.client, time.Now()); err != nil {
+		return err
+	}
+	for _, g := range groups {
+		if b.only != nil && !slices.Contains(b.only, g.name) {
+			continue
+		}
+		if err := g.run(b, ctx, s); err != nil {
+			return fmt.Errorf("%s: %w", g.name, err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) add(s *server, what, unit string, more bool, budget, value float64) {
+	b.table.add(s.name, what, unit, more, budget, value)
+}
+
+func (b *bench) empty(_ context.Context, s *server) error {
+	b.add(s, "resident, empty", "MB", false, 0.5, s.m.rss())
+	return nil
+}
+
+func (b *bench) puts(ctx context.Context, s *server) error {
 	value := strings.Repeat("v", 256)
 	put := func(ctx context.Context, c *clientv3.Client, i int) error {
 		_, err := c.Put(ctx, key(i), value)
 		return err
 	}
 	for _, n := range []int{1, 1000} {
-		bytes, flushes, err := dk.counts()
+		bytes, flushes, err := s.disk.counts()
 		if err != nil {
 			return err
 		}
-		rate, calls, err := load(ctx, m.endpoint, n, d, put)
+		cpu := s.m.cpu()
+		rate, calls, err := load(ctx, s.m.endpoint, n, b.seconds, put)
 		if err != nil {
 			return err
 		}
+		cpu = s.m.cpu() - cpu
 		syscall.Sync()
-		bytes2, flushes2, err := dk.counts()
+		bytes2, flushes2, err := s.disk.counts()
 		if err != nil {
 			return err
 		}
 		what := map[int]string{1: "1 client", 1000: "1000 clients"}[n]
-		t.add(name, "puts of 256 B, "+what, "1/s", true, 1.5, rate)
-		t.add(name, "bytes to the block layer per put, "+what, "B", false, map[int]float64{1: 0.65, 1000: 0.5}[n], (bytes2-bytes)/float64(calls))
-		t.add(name, "flushes per put, "+what, "", false, 0, (flushes2-flushes)/float64(calls))
+		b.add(s, "puts of 256 B, "+what, "1/s", true, 1.5, rate)
+		b.add(s, "the server's CPU per put, "+what, "us", false, 0, cpu.Seconds()*1e6/float64(calls))
+		b.add(s, "bytes to the block layer per put, "+what, "B", false, map[int]float64{1: 0.65, 1000: 0.5}[n], (bytes2-bytes)/float64(calls))
+		b.add(s, "flushes per put, "+what, "", false, 0, (flushes2-flushes)/float64(calls))
 	}
-	t.add(name, "resident, after the puts", "MB", false, 0, m.rss())
+	b.add(s, "resident, after the puts", "MB", false, 0, s.m.rss())
 	return nil
 }
 
-func reads(ctx context.Context, t *table, name string, m *member, d time.Duration) error {
+func (b *bench) reads(ctx context.Context, s *server) error {
+	run := func(what string, f func(ctx context.Context, c *clientv3.Client, i int) error) error {
+		cpu := s.m.cpu()
+		rate, calls, err := load(ctx, s.m.endpoint, 100, b.seconds, f)
+		if err != nil {
+			return err
+		}
+		b.add(s, what+", 100 clients", "1/s", true, 0, rate)
+		b.add(s, what+", the server's CPU for one", "us", false, 0, (s.m.cpu()-cpu).Seconds()*1e6/float64(calls))
+		return nil
+	}
 	for _, r := range []struct {
 		what string
 		opts []clientv3.OpOption
 	}{{"linearizable", nil}, {"serializable", []clientv3.OpOption{clientv3.WithSerializable()}}} {
-		rate, _, err := load(ctx, m.endpoint, 100, d, func(ctx context.Context, c *clientv3.Client, i int) error {
+		if err := run(r.what+" reads", func(ctx context.Context, c *clientv3.Client, i int) error {
 			_, err := c.Get(ctx, key(i), r.opts...)
 			return err
-		})
-		if err != nil {
+		}); err != nil {
 			return err
 		}
-		t.add(name, r.what+" reads, 100 clients", "1/s", true, 0, rate)
 	}
-	rate, _, err := load(ctx, m.endpoint, 100, d, func(ctx context.Context, c *clientv3.Client, i int) error {
+	return run("transactions with a compare", func(ctx context.Context, c *clientv3.Client, i int) error {
 		_, err := c.Txn(ctx).If(clientv3.Compare(clientv3.Version(key(i)), ">", 0)).Then(clientv3.OpGet(key(i)), clientv3.OpPut(key(i), "x")).Else(clientv3.OpPut(key(i), "y")).Commit()
 		return err
 	})
-	t.add(name, "transactions with a compare, 100 clients", "1/s", true, 0, rate)
-	return err
 }
 
-func watches(ctx context.Context, t *table, name string, m *member, c *clientv3.Client, d time.Duration) error {
+func (b *bench) watches(ctx context.Context, s *server) error {
 	const watchers = 100
-	wctx, cancel := context.WithTimeout(ctx, d)
+	wctx, cancel := context.WithTimeout(ctx, b.seconds)
 	defer cancel()
 	var events atomic.Int64
 	var all sync.WaitGroup
 	for range watchers {
-		ch := c.Watch(wctx, "fan", clientv3.WithCreatedNotify())
+		ch := s.client.Watch(wctx, "fan", clientv3.WithCreatedNotify())
 		<-ch
 		all.Go(func() {
 			for r := range ch {
@@ -221,19 +276,21 @@ func watches(ctx context.Context, t *table, name string, m *member, c *clientv3.
 			}
 		})
 	}
-	begin := time.Now()
-	_, _, err := load(wctx, m.endpoint, 10, d, func(ctx context.Context, c *clientv3.Client, _ int) error {
+	begin, cpu := time.Now(), s.m.cpu()
+	_, calls, err := load(wctx, s.m.endpoint, 10, b.seconds, func(ctx context.Context, c *clientv3.Client, _ int) error {
 		_, err := c.Put(ctx, "fan", "x")
 		return err
 	})
 	all.Wait()
-	t.add(name, "events to 100 watchers", "1/s", true, 0, float64(events.Load())/time.Since(begin).Seconds())
+	b.add(s, "events to 100 watchers", "1/s", true, 0, float64(events.Load())/time.Since(begin).Seconds())
+	b.add(s, "events received per event made for them", "", true, 0, float64(events.Load())/float64(watchers*calls))
+	b.add(s, "the server's CPU for an event to a watcher", "us", false, 0, (s.m.cpu()-cpu).Seconds()*1e6/float64(max(events.Load(), 1)))
 	return err
 }
 
 // sizes measures memory and the start of stores with keys of 1 KB.
-func sizes(ctx context.Context, t *table, name string, binary []string, dk *disk) error {
-	m, err := start(binary, dk.mount, "sizes", 33379, "")
+func (b *bench) sizes(ctx context.Context, s *server) error {
+	m, err := start(s.binary, s.disk.mount, "sizes", 33379, "")
 	if err != nil {
 		return err
 	}
@@ -266,21 +323,21 @@ func sizes(ctx context.Context, t *table, name string, binary []string, dk *disk
 			return err
 		}
 		made = n
-		t.add(name, fmt.Sprintf("resident, %d keys of 1 KB", n), "MB", false, 0, m.rss())
+		b.add(s, fmt.Sprintf("resident, %d keys of 1 KB", n), "MB", false, 0, m.rss())
 	}
 	m.stop(syscall.SIGTERM)
 	begin := time.Now()
-	if m, err = start(binary, dk.mount, "sizes", 33379, ""); err != nil {
+	if m, err = start(s.binary, s.disk.mount, "sizes", 33379, ""); err != nil {
 		return err
 	}
 	took, err := ready(ctx, c, begin)
-	t.add(name, "exec to the first put with 100 MB", "ms", false, 0, float64(took.Milliseconds()))
-	t.add(name, "resident, 100 MB, just started", "MB", false, 0, m.rss())
+	b.add(s, "exec to the first put with 100 MB", "ms", false, 0, float64(took.Milliseconds()))
+	b.add(s, "resident, 100 MB, just started", "MB", false, 0, m.rss())
 	return err
 }
 
 // failover kills the leader of three members again and again.
-func failover(ctx context.Context, t *table, name string, binary []string, dk *disk, kills int) error {
+func (b *bench) failover(ctx context.Context, s *server) error {
 	ports := []int{34379, 34389, 34399}
 	var parts, endpoints []string
 	for i, p := range ports {
@@ -289,7 +346,7 @@ func failover(ctx context.Context, t *table, name string, binary []string, dk *d
 	}
 	members := make([]*member, len(ports))
 	for i, p := range ports {
-		m, err := start(binary, dk.mount, fmt.Sprintf("n%d", i), p, strings.Join(parts, ","))
+		m, err := start(s.binary, s.disk.mount, fmt.Sprintf("n%d", i), p, strings.Join(parts, ","))
 		if err != nil {
 			return err
 		}
@@ -301,7 +358,7 @@ func failover(ctx context.Context, t *table, name string, binary []string, dk *d
 		}
 	}()
 	var took []time.Duration
-	for range kills {
+	for range b.kills {
 		lead, err := leader(ctx, endpoints)
 		if err != nil {
 			return err
@@ -319,14 +376,14 @@ func failover(ctx context.Context, t *table, name string, binary []string, dk *d
 			return err
 		}
 		took = append(took, d)
-		if members[lead], err = start(binary, dk.mount, fmt.Sprintf("n%d", lead), ports[lead], strings.Join(parts, ",")); err != nil {
+		if members[lead], err = start(s.binary, s.disk.mount, fmt.Sprintf("n%d", lead), ports[lead], strings.Join(parts, ",")); err != nil {
 			return err
 		}
 	}
 	slices.Sort(took)
 	if len(took) > 0 {
-		t.add(name, "leader killed to the next put, p50", "ms", false, 0, float64(took[len(took)/2].Milliseconds()))
-		t.add(name, "leader killed to the next put, worst", "ms", false, 0, float64(took[len(took)-1].Milliseconds()))
+		b.add(s, "leader killed to the next put, p50", "ms", false, 0, float64(took[len(took)/2].Milliseconds()))
+		b.add(s, "leader killed to the next put, worst", "ms", false, 0, float64(took[len(took)-1].Milliseconds()))
 	}
 	return nil
 }
