@@ -200,6 +200,9 @@ func (j *jsonStream) SendHeader(metadata.MD) error { return nil }
 func (j *jsonStream) SetTrailer(metadata.MD)       {}
 
 func (j *jsonStream) SendMsg(m any) error {
+	if s, ok := m.(*sharedResponse); ok {
+		m = s.response()
+	}
 	data, err := jsonBodies.Marshal(m.(proto.Message))
 	if err != nil {
 		return err

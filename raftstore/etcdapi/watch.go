@@ -10,7 +10,6 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -138,7 +137,15 @@ func (w *watchStream) run(ctx context.Context, requests <-chan *pb.WatchRequest,
 // has more to read.
 func (w *watchStream) round() (wake <-chan struct{}, err error) {
 	more := false
+	var last told
 	for _, x := range slices.Clone(w.watches) {
+		if last.serves(x) {
+			if err := w.tell(x, &last); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		before := *x.from
 		batch, changed, err := x.from.Poll()
 		switch {
 		case errors.Is(err, mvcc.ErrCompacted):
@@ -153,7 +160,9 @@ func (w *watchStream) round() (wake <-chan struct{}, err error) {
 		}
 		if changed == nil {
 			more = true
-			if err := w.deliver(x, batch); err != nil {
+			_, compacted := w.store.Revision()
+			last = told{by: x, before: before, header: w.headerAt(batch.Revision), events: x.wanted(batch.Events, compacted)}
+			if err := w.tell(x, &last); err != nil {
 				return nil, err
 			}
 		} else if wake == nil {
@@ -172,29 +181,16 @@ func (w *watchStream) compacted(x *watch) error {
 	return w.send(&pb.WatchResponse{Header: w.header(), WatchId: x.id, Canceled: true, CompactRevision: compacted})
 }
 
-func (w *watchStream) deliver(x *watch, batch mvcc.Batch) error {
-	events := make([]*mvccpb.Event, 0, len(batch.Events))
-	_, compacted := w.store.Revision()
-	for _, e := range batch.Events {
-		if x.noPut && e.Type == mvccpb.Event_PUT || x.noDelete && e.Type == mvccpb.Event_DELETE {
-			continue
-		}
-		// As in etcd, what was before a compacted revision is not told, although
-		// it may still be in memory: clients take it for a reason to start anew.
-		if e.PrevKv != nil && (!x.prevKV || e.Kv.ModRevision-1 < compacted) {
-			e = &mvccpb.Event{Type: e.Type, Kv: e.Kv} // events are shared
-		}
-		events = append(events, e)
-	}
-	if len(events) == 0 {
+// tell sends x what there is.
+func (w *watchStream) tell(x *watch, t *told) error {
+	if len(t.events) == 0 {
 		return nil
 	}
 	x.quiet = false
-	resp := &pb.WatchResponse{Header: w.headerAt(batch.Revision), WatchId: x.id, Events: events}
-	if !x.fragment {
-		return w.send(resp)
+	if x.fragment {
+		return w.fragments(&pb.WatchResponse{Header: t.header, WatchId: x.id, Events: t.events})
 	}
-	return w.fragments(resp)
+	return w.stream.SendMsg(&sharedResponse{x.id, t})
 }
 
 // fragments sends a response in pieces that a client with etcd's bound takes.

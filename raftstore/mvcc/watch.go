@@ -135,6 +135,17 @@ func (w *Watcher) Next(ctx context.Context) (Batch, error) {
 	}
 }
 
+// Follow moves w, if it wants the same as from and stands where that stood before,
+// to where from is now: what from has read is what w would read. It reports
+// whether w moved.
+func (w *Watcher) Follow(before, from *Watcher) bool {
+	if w.next != before.next || w.withPrevKV != from.withPrevKV || !bytes.Equal(w.key, from.key) || !bytes.Equal(w.end, from.end) {
+		return false
+	}
+	w.next = from.next
+	return true
+}
+
 // Position is the newest revision of which everything has been delivered.
 func (w *Watcher) Position() int64 {
 	w.db.mu.RLock()
