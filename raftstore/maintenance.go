@@ -123,3 +123,7 @@ func (s *Store) Header(revision int64) *pb.ResponseHeader {
 
 // Counts are what happened since the start, and how many keys there are.
 func (s *Store) Counts() mvcc.Counts { return s.db.Counts() }
+
+// ReleasePages gives back the pages of the state's file that reading has mapped;
+// what is read again comes from the page cache.
+func (s *Store) ReleasePages() error { return s.db.ReleasePages() }

@@ -23,6 +23,10 @@ import (
 	"edged/raftstore/etcdapi"
 )
 
+// storeFreeAfter is when the memory that starting took goes back: nothing but the
+// store starts.
+const storeFreeAfter = time.Second
+
 // runStore runs the store alone, in the place of an etcd.
 func runStore(ctx context.Context, e env) error {
 	var c storeConfig
@@ -39,8 +43,10 @@ func runStore(ctx context.Context, e env) error {
 			etcdapi.Version, version, goruntime.Version(), goruntime.GOOS, goruntime.GOARCH)
 		return err
 	}
+	var memory *pacer
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
+		memory = newPacer(gcPercent)
 	}
 	out, closeLog, err := c.logOutput(e)
 	if err != nil {
@@ -55,7 +61,7 @@ func runStore(ctx context.Context, e env) error {
 		}
 		log.Warn("this flag of etcd's has no meaning here", "flag", f)
 	}
-	s := &storeServer{cfg: &c, log: log}
+	s := &storeServer{cfg: &c, log: log, memory: memory}
 	err = s.run(ctx)
 	if err != nil {
 		log.Error("the store stopped", "error", err.Error())
@@ -69,6 +75,8 @@ type storeServer struct {
 	log   *slog.Logger
 	store *raftstore.Store
 	api   *etcdapi.Server
+	// memory is nil where the environment says when to collect.
+	memory *pacer
 }
 
 // listener is a port and what is spoken on it.
@@ -142,16 +150,7 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 		})
 	}
 	g.Go(func() error { return s.compact(ctx) })
-	g.Go(func() error {
-		select {
-		case <-ctx.Done():
-		case <-time.After(freeAfter):
-			if err := releaseMemory(); err != nil {
-				s.log.Warn("memory that only starting needed was not given back", "error", err.Error())
-			}
-		}
-		return nil
-	})
+	g.Go(func() error { s.keepMemory(ctx); return nil })
 	for _, l := range listeners {
 		if l.plain || conf == nil {
 			s.log.Info("serving client traffic insecurely; this is strongly discouraged!", "address", l.Addr().String())
@@ -170,6 +169,27 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 	})
 	return g.Wait()
 }
+
+// keepMemory gives back what starting took, soon, and what load took when it is
+// over.
+func (s *storeServer) keepMemory(ctx context.Context) {
+	failed := func(err error) {
+		s.log.Warn("memory that is not needed any more was not given back", "error", err.Error())
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(storeFreeAfter):
+		if err := s.release(); err != nil {
+			failed(err)
+		}
+	}
+	if s.memory != nil {
+		s.memory.run(ctx, s.release, failed)
+	}
+}
+
+func (s *storeServer) release() error { return errors.Join(releaseMemory(), s.store.ReleasePages()) }
 
 // open opens the store with its port for members, which the store then owns.
 func (s *storeServer) open(ctx context.Context) (*raftstore.Store, error) {
