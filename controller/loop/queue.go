@@ -106,16 +106,16 @@ func (q *Queue) item(key string) *item {
 
 // push and delay are called with mu held.
 func (q *Queue) push(it *item) {
-	switch {
-	case it.ready:
-		return
-	case it.running:
-		it.again = true
+	if it.ready {
 		return
 	}
 	if !it.due.IsZero() {
 		heap.Remove(&q.later, it.index)
 		it.due = time.Time{}
+	}
+	if it.running {
+		it.again = true
+		return
 	}
 	it.ready = true
 	q.ready = append(q.ready, it)

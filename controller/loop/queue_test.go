@@ -131,3 +131,25 @@ func TestWorkersAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// TestDueWhileRunning: a key whose time comes while it is worked on runs once
+// more, and holds up nobody.
+func TestDueWhileRunning(t *testing.T) {
+	run(t, func(l *log, key string) (time.Duration, error) { l.add(key); time.Sleep(time.Second); return 0, nil },
+		func(q *loop.Queue, l *log) {
+			q.Add("a")
+			synctest.Wait()
+			q.AddAfter("a", 100*time.Millisecond)
+			time.Sleep(200 * time.Millisecond)
+			q.Add("b")
+			time.Sleep(3 * time.Second)
+			synctest.Wait()
+			runs, at := l.seen()
+			if !slices.Equal(runs, []string{"a", "b", "a"}) || at[1] != 200*time.Millisecond || at[2] != time.Second {
+				t.Errorf("ran %v at %v", runs, at)
+			}
+			if n := q.Len(); n != 0 {
+				t.Errorf("%d keys are left", n)
+			}
+		})
+}
