@@ -135,7 +135,7 @@ func (c *controller) writeStatus(ctx context.Context, d *appsv1.Deployment, plan
 		}
 		cur.Status = plan.Status
 		if cur.Annotations[RevisionAnnotation] != plan.Revision {
-			cur.Annotations = withLabel(cur.Annotations, RevisionAnnotation, plan.Revision)
+			cur.Annotations = podset.WithLabel(cur.Annotations, RevisionAnnotation, plan.Revision)
 		}
 		return nil
 	})

@@ -4,8 +4,8 @@
 // It makes no Pods (controller/replicaset does).
 //
 // Types: Reconcile is the decision: a Deployment and its ReplicaSets in, a Plan
-// out. Hash is upstream's pod-template-hash, so that a cluster may be handed
-// over with no rollout.
+// out. The pod-template-hash is upstream's, so that a cluster may be handed over
+// with no rollout.
 //
 // Promises: Reconcile is a function of its arguments. One round takes one step
 // of a rollout; the change of a ReplicaSet's status brings the next. At rest it

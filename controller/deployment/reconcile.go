@@ -148,10 +148,10 @@ func (r *round) ensureNew() {
 		return
 	}
 	template := r.d.Spec.Template.DeepCopy()
-	hash := Hash(template, r.d.Status.CollisionCount)
-	template.Labels = withLabel(template.Labels, appsv1.DefaultDeploymentUniqueLabelKey, hash)
+	hash := podset.TemplateHash(template, r.d.Status.CollisionCount)
+	template.Labels = podset.WithLabel(template.Labels, appsv1.DefaultDeploymentUniqueLabelKey, hash)
 	selector := r.d.Spec.Selector.DeepCopy()
-	selector.MatchLabels = withLabel(selector.MatchLabels, appsv1.DefaultDeploymentUniqueLabelKey, hash)
+	selector.MatchLabels = podset.WithLabel(selector.MatchLabels, appsv1.DefaultDeploymentUniqueLabelKey, hash)
 	rs := &appsv1.ReplicaSet{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: setName(r.d.Name, hash), Namespace: r.d.Namespace, Labels: template.Labels,

@@ -2,9 +2,6 @@ package deployment
 
 import (
 	"cmp"
-	"encoding/binary"
-	"fmt"
-	"hash/fnv"
 	"maps"
 	"slices"
 	"strconv"
@@ -14,8 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/apimachinery/pkg/util/rand"
-	"k8s.io/utils/dump"
 )
 
 // Kind is what owns the ReplicaSets.
@@ -32,18 +27,6 @@ const (
 	maxHistory = 2000
 )
 
-// Hash is upstream's pod-template-hash.
-func Hash(template *corev1.PodTemplateSpec, collisions *int32) string {
-	h := fnv.New32a()
-	fmt.Fprintf(h, "%v", dump.ForHash(*template))
-	if collisions != nil {
-		b := make([]byte, 8)
-		binary.LittleEndian.PutUint32(b, uint32(*collisions))
-		h.Write(b)
-	}
-	return rand.SafeEncodeString(strconv.FormatUint(uint64(h.Sum32()), 10))
-}
-
 // setName is the name of a Deployment's ReplicaSet.
 func setName(deployment, hash string) string {
 	const maxName = 253
@@ -51,15 +34,6 @@ func setName(deployment, hash string) string {
 		deployment = deployment[:room]
 	}
 	return deployment + "-" + hash
-}
-
-func withLabel(labels map[string]string, key, value string) map[string]string {
-	out := maps.Clone(labels)
-	if out == nil {
-		out = map[string]string{}
-	}
-	out[key] = value
-	return out
 }
 
 // equalIgnoringHash compares templates but for the label that we add.

@@ -24,6 +24,9 @@ type Claim[T Object] struct {
 	Mine    []T // owned and selected
 	Adopt   []T // selected, without a controller
 	Release []T // owned, no longer selected
+	// Finalizer, if not empty, is given to what is adopted and taken from what
+	// is released.
+	Finalizer string
 }
 
 // Match compares the objects of the owner's namespace with its selector.
@@ -58,6 +61,9 @@ func (c Claim[T]) Apply(ctx context.Context, client registry.Client[T], owner me
 				return errChanged
 			}
 			cur.SetOwnerReferences(append(cur.GetOwnerReferences(), ref))
+			if c.Finalizer != "" && !slices.Contains(cur.GetFinalizers(), c.Finalizer) {
+				cur.SetFinalizers(append(cur.GetFinalizers(), c.Finalizer))
+			}
 			return nil
 		})
 		switch {
@@ -73,6 +79,9 @@ func (c Claim[T]) Apply(ctx context.Context, client registry.Client[T], owner me
 				return errChanged
 			}
 			cur.SetOwnerReferences(slices.DeleteFunc(cur.GetOwnerReferences(), func(r metav1.OwnerReference) bool { return r.UID == owner.GetUID() }))
+			if c.Finalizer != "" {
+				cur.SetFinalizers(slices.DeleteFunc(cur.GetFinalizers(), func(f string) bool { return f == c.Finalizer }))
+			}
 			return nil
 		})
 		if err != nil && !moot(err) {

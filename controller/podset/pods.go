@@ -1,10 +1,17 @@
 package podset
 
 import (
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/utils/dump"
 )
 
 // IsActive reports whether the Pod counts: it has not ended and is not being
@@ -128,5 +135,28 @@ func Filter(pods []*corev1.Pod, cond func(*corev1.Pod) bool) []*corev1.Pod {
 			out = append(out, pod)
 		}
 	}
+	return out
+}
+
+// TemplateHash is upstream's hash of a template (pod-template-hash,
+// controller-revision-hash); collisions, if not nil, makes another one.
+func TemplateHash(template *corev1.PodTemplateSpec, collisions *int32) string {
+	h := fnv.New32a()
+	fmt.Fprintf(h, "%v", dump.ForHash(*template))
+	if collisions != nil {
+		b := make([]byte, 8)
+		binary.LittleEndian.PutUint32(b, uint32(*collisions))
+		h.Write(b)
+	}
+	return rand.SafeEncodeString(strconv.FormatUint(uint64(h.Sum32()), 10))
+}
+
+// WithLabel is a copy of the labels with one more.
+func WithLabel(labels map[string]string, key, value string) map[string]string {
+	out := maps.Clone(labels)
+	if out == nil {
+		out = map[string]string{}
+	}
+	out[key] = value
 	return out
 }
