@@ -50,6 +50,7 @@ func New(cfg Config) (*Chain, error) {
 			newPriority(cfg.Registry),
 			defaultTolerations{},
 			newRuntimeClass(cfg.Registry),
+			newResourceQuota(cfg.Registry),
 		},
 	}, nil
 }

@@ -263,3 +263,28 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestQuotaIsCharged: a quota takes what it has room for and refuses the rest,
+// in upstream's words.
+func TestQuotaIsCharged(t *testing.T) {
+	c := newCluster(t, nil)
+	quotas := registry.For[*corev1.ResourceQuota](c.reg)
+	hard := corev1.ResourceList{"count/pods": resource.MustParse("2"), "pods": resource.MustParse("1")}
+	_, err := quotas.Create(context.Background(), &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "q"}, Spec: corev1.ResourceQuotaSpec{Hard: hard}})
+	must(t, err)
+	_, err = quotas.UpdateStatus(context.Background(), "ns", "q", func(q *corev1.ResourceQuota) error {
+		q.Status = corev1.ResourceQuotaStatus{Hard: hard, Used: corev1.ResourceList{"count/pods": resource.MustParse("0"), "pods": resource.MustParse("0")}}
+		return nil
+	})
+	must(t, err)
+	_, err = c.pod(nil)
+	must(t, err)
+	_, err = c.pod(func(p *corev1.Pod) { p.Name = "second" })
+	if want := `pods "second" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1`; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	q, _ := quotas.Get("ns", "q")
+	if n := q.Status.Used["count/pods"]; n.Value() != 1 {
+		t.Errorf("used %v", q.Status.Used)
+	}
+}

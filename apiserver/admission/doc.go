@@ -3,8 +3,9 @@
 //
 // It is the chain that upstream turns on by default, as far as its kinds are
 // served: NamespaceLifecycle, ServiceAccount, NodeRestriction, PodSecurity,
-// LimitRanger, Priority, DefaultTolerationSeconds, RuntimeClass, and the guard against
-// gaining rights by writing roles, which upstream keeps in its storage.
+// LimitRanger, Priority, DefaultTolerationSeconds, RuntimeClass, ResourceQuota, and
+// the guard against gaining rights by writing roles, which upstream keeps in its
+// storage.
 //
 // It is not authorization (apiserver/authz), which sees no bodies, and not the
 // validation of a kind's fields (apiserver/kinds).
@@ -13,7 +14,8 @@
 // struct with the methods of registry.Admission and the cache clients it reads.
 //
 // Promises: decisions are made from this device's cache, without a read from
-// the store but for a namespace that the cache does not have yet. Wording is
+// the store but for a namespace that the cache does not have yet; only
+// ResourceQuota writes, to charge a quota. Wording is
 // upstream's. Writes of the device itself (controllers, agent) pass through
 // the same chain: a Pod that a ReplicaSet makes gets its token volume too.
 //
