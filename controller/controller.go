@@ -36,18 +36,24 @@ import (
 	"edged/apiserver/registry"
 	"edged/apiserver/registry/recorder"
 	"edged/controller/bootstrap"
+	"edged/controller/cronjob"
+	"edged/controller/daemonset"
 	"edged/controller/deployment"
+	"edged/controller/disruption"
 	"edged/controller/endpoints"
 	"edged/controller/endpointslice"
 	"edged/controller/gc"
+	"edged/controller/job"
 	"edged/controller/loop"
 	"edged/controller/namespace"
 	"edged/controller/node"
 	"edged/controller/podgc"
 	"edged/controller/replicaset"
 	"edged/controller/replicationcontroller"
+	"edged/controller/resourcequota"
 	"edged/controller/rootca"
 	"edged/controller/serviceaccount"
+	"edged/controller/statefulset"
 )
 
 // Config is what the controllers need from outside.
@@ -75,17 +81,23 @@ type Config struct {
 func controllers(cfg Config) map[string]loop.Run {
 	return map[string]loop.Run{
 		"bootstrap":             bootstrap.Run(bootstrap.Config{Objects: cfg.BootstrapObjects, ServiceIP: cfg.ServiceIP, APIAddresses: cfg.APIAddresses}),
+		"cronjob":               cronjob.Run,
+		"daemonset":             daemonset.Run,
 		"deployment":            deployment.Run,
+		"disruption":            disruption.Run,
 		"endpoints":             endpoints.Run,
 		"endpointslice":         endpointslice.Run,
 		"gc":                    gc.Run,
+		"job":                   job.Run,
 		"node":                  node.Run(cfg.Liveness),
 		"podgc":                 podgc.Run,
 		"namespace":             namespace.Run,
 		"replicaset":            replicaset.Run,
 		"replicationcontroller": replicationcontroller.Run,
+		"resourcequota":         resourcequota.Run,
 		"rootca":                rootca.Run(cfg.RootCA),
 		"serviceaccount":        serviceaccount.Run,
+		"statefulset":           statefulset.Run,
 	}
 }
 
