@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"sort"
 	"syscall"
+	_ "time/tzdata" // CronJobs name time zones, and boards have none
 
 	"edged/net/cniplugin"
 )
