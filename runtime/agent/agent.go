@@ -52,6 +52,8 @@ type Agent struct {
 type worker struct {
 	*pod.Worker
 	pod *corev1.Pod // newest
+	// refused says that the Pod was not let begin.
+	refused bool
 }
 
 // New returns an agent; Run starts it.
@@ -154,6 +156,11 @@ func (a *Agent) start(ctx context.Context, wg *sync.WaitGroup, p *corev1.Pod) {
 	uid := string(p.UID)
 	w := &worker{Worker: pod.NewWorker(a.cfg.Device, p, a.out.set), pod: p}
 	w.Update(p)
+	if reason, message := refused(p, a.accepted()); reason != "" {
+		w.refused = true
+		a.cfg.Device.Event(p, "", corev1.EventTypeWarning, reason, message)
+		w.End(0, reason, message)
+	}
 	a.workers[uid] = w
 	a.byName[p.Namespace+"/"+p.Name] = uid
 	wg.Go(func() {
@@ -169,6 +176,17 @@ func (a *Agent) start(ctx context.Context, wg *sync.WaitGroup, p *corev1.Pod) {
 		a.mu.Unlock()
 		a.out.remove(last)
 	})
+}
+
+// accepted are the Pods of the device that were let begin; mu is held.
+func (a *Agent) accepted() []*corev1.Pod {
+	out := make([]*corev1.Pod, 0, len(a.workers))
+	for _, w := range a.workers {
+		if !w.refused {
+			out = append(out, w.pod)
+		}
+	}
+	return out
 }
 
 // readEvents pokes the worker of each container that ended.

@@ -1,0 +1,42 @@
+package agent
+
+import (
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+func TestRefused(t *testing.T) {
+	pod := func(uid string, port int32, ip string, protocol corev1.Protocol, edit ...func(*corev1.Pod)) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid)}}
+		p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{ContainerPort: 80, HostPort: port, HostIP: ip, Protocol: protocol}}}}
+		for _, e := range edit {
+			e(p)
+		}
+		return p
+	}
+	now := metav1.Now()
+	begun := func(p *corev1.Pod) { p.Status.StartTime = &now }
+	for _, tc := range []struct {
+		name     string
+		p, other *corev1.Pod
+		want     string
+	}{
+		{"the port is taken", pod("a", 80, "", ""), pod("b", 80, "", "TCP"), portsTaken},
+		{"on one address", pod("a", 80, "10.0.0.1", ""), pod("b", 80, "0.0.0.0", ""), portsTaken},
+		{"on another address", pod("a", 80, "10.0.0.1", ""), pod("b", 80, "10.0.0.2", ""), ""},
+		{"another protocol", pod("a", 80, "", "UDP"), pod("b", 80, "", "TCP"), ""},
+		{"another port", pod("a", 81, "", ""), pod("b", 80, "", ""), ""},
+		{"none", pod("a", 0, "", ""), pod("b", 0, "", ""), ""},
+		{"it has begun", pod("a", 80, "", "", begun), pod("b", 80, "", ""), ""},
+		{"the other has ended", pod("a", 80, "", ""), pod("b", 80, "", "", func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }), ""},
+		{"the other is on its way out", pod("a", 80, "", ""), pod("b", 80, "", "", func(p *corev1.Pod) { p.DeletionTimestamp = &now }), ""},
+		{"itself", pod("a", 80, "", ""), pod("a", 80, "", ""), ""},
+	} {
+		if got, _ := refused(tc.p, []*corev1.Pod{tc.other}); got != tc.want {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
+	}
+}
