@@ -42,8 +42,11 @@ func (l *lessor) applied(req *pb.InternalRaftRequest, _ proto.Message, err error
 		return
 	}
 	if g := req.GetLeaseGrant(); g != nil {
+		l.s.counters.granted.Add(1)
+		l.s.counters.ttl.Observe(seconds(g.TTL))
 		l.set(g.ID, seconds(g.TTL))
 	} else if r := req.GetLeaseRevoke(); r != nil {
+		l.s.counters.revoked.Add(1)
 		l.mu.Lock()
 		delete(l.deadlines, r.ID)
 		l.mu.Unlock()
@@ -79,6 +82,7 @@ func (l *lessor) renewHere(id int64) (ttl int64, err error) {
 	}
 	// Later than before: whoever sleeps until the old deadline finds out.
 	l.deadlines[id] = time.Now().Add(seconds(le.TTL))
+	l.s.counters.renewed.Add(1)
 	return le.TTL, nil
 }
 
@@ -164,6 +168,7 @@ func (l *lessor) expire(ctx context.Context) (next time.Duration) {
 		_, err := l.s.propose(ctx, &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: id}})
 		switch {
 		case err == nil: // forgotten when it was applied
+			l.s.counters.expired.Add(1)
 		case errors.Is(err, ErrLeaseNotFound):
 			l.mu.Lock()
 			delete(l.deadlines, id)

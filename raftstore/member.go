@@ -30,6 +30,7 @@ const (
 	callPromote
 	callMayAdd
 	callMayRemove
+	callHashKV
 )
 
 // healthyAfter is how long a member must have been connected to count for a
@@ -164,8 +165,9 @@ func (p *peers) Removed(by uint64) {
 // Snapshot is part of peer.Handler: the state goes to a file, and that to the
 // node.
 func (p *peers) Snapshot(ctx context.Context, m *raftpb.Message, r io.Reader) error {
+	defer p.s.counters.save.Since(time.Now())
 	path := filepath.Join(p.s.cfg.Dir, fmt.Sprintf("snapshot-%016x.tmp", m.GetSnapshot().GetMetadata().GetIndex()))
-	if err := receiveFile(vfs.OS{}, path, r); err != nil {
+	if err := p.s.receiveFile(vfs.OS{}, path, r); err != nil {
 		p.s.discard(path)
 		return err
 	}
@@ -183,7 +185,7 @@ func (p *peers) Snapshot(ctx context.Context, m *raftpb.Message, r io.Reader) er
 }
 
 // receiveFile writes r to a file that is on disk when it returns.
-func receiveFile(fsys vfs.FS, path string, r io.Reader) (err error) {
+func (s *Store) receiveFile(fsys vfs.FS, path string, r io.Reader) (err error) {
 	f, err := fsys.Open("snapshot.receive", path, true)
 	if err != nil {
 		return fmt.Errorf("receive a snapshot: %w", err)
@@ -199,6 +201,7 @@ func receiveFile(fsys vfs.FS, path string, r io.Reader) (err error) {
 			at += int64(n)
 		}
 		if errors.Is(err, io.EOF) {
+			defer s.counters.saveSync.Since(time.Now())
 			return f.Sync("snapshot.receive", false)
 		}
 		if err != nil {
@@ -235,6 +238,8 @@ func (p *peers) Call(ctx context.Context, _ uint64, method byte, body []byte) ([
 		return nil, p.s.mayAddHere()
 	case callMayRemove:
 		return nil, p.s.mayRemoveHere(id)
+	case callHashKV:
+		return p.s.hashHere(int64(id))
 	}
 	return nil, fmt.Errorf("call %d is not known: use a newer edged", method)
 }
@@ -446,7 +451,11 @@ func (s *Store) promoteHere(ctx context.Context, id uint64) error {
 			return ErrNotEnoughStarted
 		}
 	}
-	return s.change(ctx, raftpb.ConfChangeAddNode, consensus.Change{Member: consensus.Member{ID: id}, Promote: true})
+	if err := s.change(ctx, raftpb.ConfChangeAddNode, consensus.Change{Member: consensus.Member{ID: id}, Promote: true}); err != nil {
+		return err
+	}
+	s.counters.promotions.Add(1)
+	return nil
 }
 
 // change proposes a change of the membership and waits for its outcome.

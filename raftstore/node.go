@@ -153,6 +153,7 @@ type nodeConfig struct {
 	send          func([]*raftpb.Message)
 	sendSnapshot  func(context.Context, *raftpb.Message) error
 	discard       func(path string)
+	counters      *counters
 }
 
 func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *slog.Logger) (*node, error) {
@@ -166,7 +167,7 @@ func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *s
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.reign, n.abdicate = context.WithCancel(n.ctx)
 	var err error
-	n.core, err = consensus.New(consensus.Config{State: db, Log: log, Content: c, Outside: n, Logger: logger, ElectionTicks: cfg.electionTicks})
+	n.core, err = consensus.New(consensus.Config{State: measuredState{db, cfg.counters}, Log: log, Content: c, Outside: n, Logger: logger, ElectionTicks: cfg.electionTicks})
 	if err != nil {
 		return nil, err
 	}
@@ -266,6 +267,9 @@ func (n *node) mayRead(ctx context.Context) error {
 		return n.stopped()
 	}
 	_, err := n.outcome(ctx, w)
+	if err != nil {
+		n.cfg.counters.readsFailed.Add(1)
+	}
 	return err
 }
 
@@ -460,6 +464,7 @@ func (n *node) refuseAll(err error) {
 func (n *node) ask() {
 	if n.asked != nil && (len(n.asked.waiting) == 0 || n.asked.age >= retryReadTicks) {
 		// Lost, or of no use any more: those who still wait go first.
+		n.cfg.counters.readsSlow.Add(1)
 		n.next.waiting = append(n.asked.waiting, n.next.waiting...)
 		n.asked = nil
 	}
@@ -541,6 +546,9 @@ func (n *node) publish() {
 	leader, term, decides, members := n.core.Leader(), n.core.Term(), n.core.Decides(), n.core.Members()
 	if old.leader == leader && old.term == term && old.decides == decides && old.members == members {
 		return
+	}
+	if leader != old.leader && leader != 0 {
+		n.cfg.counters.leaderChanges.Add(1)
 	}
 	if leader != old.leader && members != nil && len(members.Members) > 1 {
 		n.log.Info("the leader changed", "leader", fmt.Sprintf("%x", leader), "term", term)

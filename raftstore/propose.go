@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -42,7 +43,21 @@ func (s *Store) propose(ctx context.Context, req *pb.InternalRaftRequest) (proto
 	if len(data) > s.cfg.MaxRequestBytes {
 		return nil, ErrRequestTooLarge
 	}
-	return s.node.propose(ctx, req.Header.ID, proposal{data: data})
+	resp, err := s.node.propose(ctx, req.Header.ID, proposal{data: data})
+	if err != nil && lost(err) {
+		s.counters.failed.Add(1)
+	}
+	return resp, err
+}
+
+// lost reports whether err says that a proposal has no outcome.
+func lost(err error) bool {
+	for _, e := range []error{ErrTimeout, ErrTimeoutLeaderLost, ErrStopped, context.DeadlineExceeded, context.Canceled} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func checkRange(req *pb.RangeRequest) error {

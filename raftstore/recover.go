@@ -39,6 +39,7 @@ type RestoreConfig struct {
 	PeerURLs       []string
 	InitialCluster []InitialMember
 	Token          string
+	StateFile      string // as in Config
 	Logger         *slog.Logger
 }
 
@@ -47,20 +48,20 @@ func Restore(cfg RestoreConfig) (err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	for _, name := range []string{"wal", "state.db"} {
-		if _, err := os.Stat(filepath.Join(cfg.Dir, name)); err == nil {
+	s := Store{cfg: Config{Dir: cfg.Dir, Name: cfg.Name, PeerURLs: cfg.PeerURLs, InitialCluster: cfg.InitialCluster, Token: cfg.Token, StateFile: cfg.StateFile}}
+	path := s.cfg.statePath()
+	for _, there := range []string{filepath.Join(cfg.Dir, "wal"), path} {
+		if _, err := os.Stat(there); err == nil {
 			return fmt.Errorf("%s holds a store already: empty it first, or name another folder", cfg.Dir)
 		}
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("make the store's folder: %w", err)
 	}
-	s := Store{cfg: Config{Dir: cfg.Dir, Name: cfg.Name, PeerURLs: cfg.PeerURLs, InitialCluster: cfg.InitialCluster, Token: cfg.Token}}
 	members, self, err := s.membership(context.Background(), false, 0)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(cfg.Dir, "state.db")
 	tmp := path + ".restore"
 	if err := copySnapshot(cfg.Snapshot, tmp, !cfg.NoHash); err != nil {
 		return errors.Join(err, removeIfThere(tmp))
@@ -82,7 +83,18 @@ func Restore(cfg RestoreConfig) (err error) {
 	if err := os.Rename(tmp, path); err != nil {
 		return fmt.Errorf("name the state: %w", err)
 	}
-	return atomicfile.SyncDir(cfg.Dir)
+	return atomicfile.SyncDir(filepath.Dir(path))
+}
+
+// AppliedOf tells how much of its log a state's file reflects, one of ours or of
+// etcd's.
+func AppliedOf(path string) (index, term uint64, err error) {
+	db, err := mvcc.Open(mvcc.Config{Path: path, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return 0, 0, err
+	}
+	a := db.Applied()
+	return a.Index, a.Term, db.Close()
 }
 
 func removeIfThere(path string) error {
@@ -136,8 +148,8 @@ func copySnapshot(from, to string, hashed bool) (err error) {
 // ForceNew makes the store in dir the only member of a new cluster: what is left
 // to do when most members are lost for good. Everything that this member's log
 // holds is kept, also what it did not know to be decided. The other members must
-// be emptied before they join again.
-func ForceNew(dir string, logger *slog.Logger) (err error) {
+// be emptied before they join again. stateFile is as in Config.
+func ForceNew(dir, stateFile string, logger *slog.Logger) (err error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
@@ -146,7 +158,8 @@ func ForceNew(dir string, logger *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
-	db, err := mvcc.Open(mvcc.Config{Path: filepath.Join(dir, "state.db"), Logger: logger})
+	state := Config{Dir: dir, StateFile: stateFile}
+	db, err := mvcc.Open(mvcc.Config{Path: state.statePath(), Logger: logger})
 	if err != nil {
 		return err
 	}

@@ -99,7 +99,7 @@ func TestForceNewAfterTheQuorumIsLost(t *testing.T) {
 	for _, name := range c.names() {
 		c.stop(name)
 	}
-	if err := ForceNew(left, nil); err != nil {
+	if err := ForceNew(left, "", nil); err != nil {
 		t.Fatal(err)
 	}
 	alone := openStore(t, left)

@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -94,6 +95,16 @@ type Config struct {
 	// LeaseCheckpoint is how often the leader writes down how long leases have
 	// left, 0 for never: a new leader then gives them their full time.
 	LeaseCheckpoint time.Duration
+	// SlowApply is how long applying an entry may take before a line in the log
+	// tells of it; 0 is etcd's 100 ms.
+	SlowApply time.Duration
+	// StateFile is the name of the state's file in Dir, "" for state.db.
+	StateFile string
+	// CheckStart refuses to start when another member holds something else.
+	// CheckEvery and CheckCompactedEvery are how often the leader compares what
+	// the members hold, and what they compacted; 0 is never. See corrupt.go.
+	CheckStart                      bool
+	CheckEvery, CheckCompactedEvery time.Duration
 }
 
 // Network carries what members send each other. The caller decides who may
@@ -120,6 +131,9 @@ type Store struct {
 	peers  *peer.Transport // nil without a Network
 	member uint64
 	nextID atomic.Uint64
+	disk   *vfs.Measured // under the log
+
+	counters *counters
 	// cluster is 0 until a joining member knows it.
 	cluster atomic.Uint64
 
@@ -159,7 +173,7 @@ func OpenUnready(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for the log: %w", err)
 	}
-	dbPath := filepath.Join(cfg.Dir, "state.db")
+	dbPath := cfg.statePath()
 	if !exists {
 		if _, err := os.Stat(dbPath); err == nil {
 			return nil, fmt.Errorf("%w: %s is there but its log %s is not; restore a snapshot with `edged snapshot restore`", ErrCorrupt, dbPath, filepath.Join(cfg.Dir, "wal"))
@@ -176,11 +190,15 @@ func OpenUnready(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, log: cfg.Logger, db: db, tokens: tokens, ready: make(chan struct{})}
+	s := &Store{cfg: cfg, log: cfg.Logger, db: db, tokens: tokens, ready: make(chan struct{}), disk: vfs.Measure(vfs.OS{}, "wal.append"), counters: newCounters(cfg)}
 	if err := s.start(ctx, exists); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
+}
+
+func (cfg *Config) statePath() string {
+	return filepath.Join(cfg.Dir, cmp.Or(cfg.StateFile, "state.db"))
 }
 
 func withDefaults(cfg Config) Config {
@@ -200,6 +218,9 @@ func withDefaults(cfg Config) Config {
 	}
 	if cfg.RequestTimeout == 0 {
 		cfg.RequestTimeout = 5*time.Second + 2*time.Duration(cfg.ElectionTicks)*cfg.Tick
+	}
+	if cfg.SlowApply <= 0 {
+		cfg.SlowApply = slowApply
 	}
 	if cfg.CommitEntries == 0 {
 		cfg.CommitEntries = defaultCommitEntries
@@ -229,7 +250,7 @@ func (s *Store) start(ctx context.Context, exists bool) error {
 	var log *wal.Log
 	var content wal.Content
 	var err error
-	config := wal.Config{FS: vfs.OS{}, Dir: filepath.Join(s.cfg.Dir, "wal"), Logger: s.log}
+	config := wal.Config{FS: s.disk, Dir: filepath.Join(s.cfg.Dir, "wal"), Logger: s.log}
 	if exists {
 		if log, content, err = wal.Open(config); err != nil {
 			return err
@@ -261,10 +282,18 @@ func (s *Store) start(ctx context.Context, exists bool) error {
 		})
 	}
 	s.meet(others)
+	if s.cfg.CheckStart && exists && s.peers != nil && others != nil {
+		if err := s.checkStart(ctx, others); err != nil {
+			s.stop()
+			return errors.Join(err, s.peers.Close(), log.Close())
+		}
+	}
 	s.running.Go(s.node.run)
 	s.running.Go(s.node.commitLazily)
 	s.running.Go(func() { s.RunWhileLeader(s.ctx, s.lessor.run) })
 	s.running.Go(s.settle)
+	s.running.Go(func() { s.every(s.ctx, s.cfg.CheckEvery, s.checkNow) })
+	s.running.Go(func() { s.every(s.ctx, s.cfg.CheckCompactedEvery, (&compactions{s: s}).check) })
 	return nil
 }
 
@@ -274,7 +303,7 @@ func (s *Store) identify(ctx context.Context, config wal.Config, log **wal.Log, 
 	if raw := s.db.ConfState(); len(raw) > 0 {
 		m, err := consensus.DecodeMembership(raw)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, filepath.Join(s.cfg.Dir, "state.db"), err)
+			return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, s.cfg.statePath(), err)
 		}
 		return m, nil
 	}
@@ -388,6 +417,7 @@ func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {
 		self: s.member, tick: s.cfg.Tick, electionTicks: s.cfg.ElectionTicks, requestTicks: max(ticks, 1),
 		commitEntries: s.cfg.CommitEntries, catchUp: s.cfg.CatchUpEntries,
 		members: s.meet, applied: s.lessor.applied, send: s.send, sendSnapshot: s.sendSnapshot, discard: s.discard,
+		counters: s.counters,
 	}, s.db, log, content, s.log)
 	return err
 }
@@ -455,7 +485,9 @@ func (s *Store) Range(ctx context.Context, req *pb.RangeRequest) (*pb.RangeRespo
 			return nil, err
 		}
 	}
+	start := time.Now()
 	resp, err := s.db.Range(callerOf(ctx), req)
+	s.counters.ranges.Since(start)
 	if err != nil {
 		return nil, err
 	}

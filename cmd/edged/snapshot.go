@@ -174,7 +174,7 @@ func runRecover(_ context.Context, e env) error {
 		return err
 	}
 	defer unlock()
-	if err := raftstore.ForceNew(filepath.Join(c.dataDir, "store"), nil); err != nil {
+	if err := raftstore.ForceNew(filepath.Join(c.dataDir, "store"), "", nil); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(e.stdout, "%s is a cluster of its own; start it with `edged run`, and reset the other devices before they join\n", c.dataDir)

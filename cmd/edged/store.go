@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -29,6 +30,9 @@ const storeFreeAfter = time.Second
 
 // runStore runs the store alone, in the place of an etcd.
 func runStore(ctx context.Context, e env) error {
+	if len(e.args) > 0 && e.args[0] == "gateway" {
+		return runGateway(ctx, e, e.args[1:])
+	}
 	var c storeConfig
 	help, err := c.parse(e.args, os.Environ())
 	if err != nil {
@@ -94,14 +98,24 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 		"listen-peer-urls", c.listenPeer, "initial-advertise-peer-urls", c.advertisePeer,
 		"initial-cluster", c.initialCluster, "initial-cluster-state", c.initialState,
 		"quota-backend-bytes", c.quotaBytes(), "max-request-bytes", c.maxRequestBytes,
-		"snapshot-count", c.snapshotCount, "snapshot-catchup-entries", c.catchUp)
-	c.client.log, c.peer.log = s.log, s.log
+		"snapshot-count", c.snapshotCount, "snapshot-catchup-entries", c.catchUp, "v2-deprecation", v2Deprecation)
 	conf, err := c.client.server()
 	if err != nil {
 		return err
 	}
+	if conf == nil {
+		if u := firstSecure(c.listenMetrics); u != "" {
+			return errors.New("client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url")
+		}
+		if u := firstSecure(slices.Concat(c.listenClient, c.listenClientHTTP)); u != "" {
+			return fmt.Errorf("TLS key/cert (--cert-file, --key-file) must be provided for client url %s with HTTPS scheme", u)
+		}
+	}
 	if err := os.MkdirAll(c.dataDir, 0o700); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
+	}
+	if err := s.adopt(); err != nil {
+		return err
 	}
 	// What etcd keeps in this folder is not ours; other files beside it may be.
 	unlock, err := lockDataDir(filepath.Join(c.dataDir, "member"))
@@ -111,6 +125,11 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 	defer unlock()
 	if err := s.prepare(); err != nil {
 		return err
+	}
+	if c.needsDiscovery(filepath.Join(c.dataDir, "member")) {
+		if c.founders, err = c.discover(ctx, s.log); err != nil {
+			return endOf(ctx, err)
+		}
 	}
 	listeners, err := s.listen()
 	if err != nil {
@@ -130,12 +149,15 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 	if err := s.defragment(); err != nil {
 		return err
 	}
+	var metrics http.Handler // of the server as well, which is made with it
 	s.api = etcdapi.New(etcdapi.Config{
-		Store: s.store, Logger: s.log, Metrics: metricsHandler(storeCollector(s.store)), Gateway: c.gateway,
+		Store: s.store, Logger: s.log, Gateway: c.gateway,
+		Metrics:        http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { metrics.ServeHTTP(w, r) }),
 		ClientCertAuth: c.client.certAuth, ProgressInterval: c.progressInterval, ElectionTimeout: c.election(),
 		KeepaliveMinTime: c.keepaliveMinTime, KeepaliveInterval: c.keepaliveInterval, KeepaliveTimeout: c.keepaliveTimeout,
-		MaxStreams: c.maxStreams, NotServingOnDefrag: c.features["StopGRPCServiceOnDefrag"],
+		MaxStreams: c.maxStreams, SlowRequest: c.slowRequest, NotServingOnDefrag: c.features["StopGRPCServiceOnDefrag"],
 	})
+	metrics = metricsHandler(storeCollector(s.store), apiCollector(s.api, c.metrics == "extensive"))
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		g.Go(func() error {
@@ -191,6 +213,15 @@ func (s *storeServer) keepMemory(ctx context.Context) {
 
 func (s *storeServer) release() error { return errors.Join(releaseMemory(), s.store.ReleasePages()) }
 
+// firstSecure is the first URL with TLS, or nothing.
+func firstSecure(urls []string) string {
+	i := slices.IndexFunc(urls, func(u string) bool { return strings.HasPrefix(u, "https://") || strings.HasPrefix(u, "unixs://") })
+	if i < 0 {
+		return ""
+	}
+	return urls[i]
+}
+
 // open opens the store with its port for members, which the store then owns.
 func (s *storeServer) open(ctx context.Context) (*raftstore.Store, error) {
 	c := s.cfg
@@ -205,10 +236,13 @@ func (s *storeServer) open(ctx context.Context) (*raftstore.Store, error) {
 		AuthToken: c.authToken, AuthTokenTTL: time.Duration(c.authTokenTTL) * time.Second, BcryptCost: c.bcryptCost,
 		Tick: time.Duration(c.heartbeatMillis) * time.Millisecond, ElectionTicks: int(c.electionMillis / c.heartbeatMillis),
 		CommitEntries: c.snapshotCount, CatchUpEntries: c.catchUp, MaxLearners: c.maxLearners, StrictReconfig: c.strictReconfig,
-		HashOnCompact: true,
+		SlowApply: c.slowApply, HashOnCompact: true, StateFile: stateFile, CheckStart: c.features["InitialCorruptCheck"], CheckEvery: c.corruptCheck,
 	}
 	if c.features["LeaseCheckpoint"] {
 		conf.LeaseCheckpoint = leaseCheckpoint
+	}
+	if c.features["CompactHashCheck"] {
+		conf.CheckCompactedEvery = c.compactHashCheck
 	}
 	st, err := raftstore.Open(ctx, conf)
 	if err != nil {
@@ -217,16 +251,26 @@ func (s *storeServer) open(ctx context.Context) (*raftstore.Store, error) {
 	return st, nil
 }
 
+// stateFile is where etcd has it, and so etcdutl looks for it.
+const stateFile = "snap/db"
+
 // prepare does what flags or the data ask for before the store is opened.
 func (s *storeServer) prepare() error {
 	dir := filepath.Join(s.cfg.dataDir, "member")
+	if err := os.MkdirAll(filepath.Join(dir, "snap"), 0o700); err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	// Until 1.37.0 the state was beside the log.
+	if err := os.Rename(filepath.Join(dir, "state.db"), filepath.Join(dir, stateFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
 	if !s.cfg.forceNew {
 		return nil
 	}
 	if _, err := os.Stat(filepath.Join(dir, "wal")); errors.Is(err, os.ErrNotExist) {
 		return nil // a new member is alone anyway
 	}
-	return raftstore.ForceNew(dir, s.log)
+	return raftstore.ForceNew(dir, stateFile, s.log)
 }
 
 // defragment gives free pages back at start if there are enough of them.

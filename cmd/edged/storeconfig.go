@@ -35,13 +35,16 @@ type storeConfig struct {
 	authTokenTTL                               uint
 	bcryptCost                                 int
 	progressInterval                           time.Duration
+	corruptCheck, compactHashCheck             time.Duration
+	slowApply, slowRequest                     time.Duration
 	keepaliveMinTime, keepaliveInterval        time.Duration
 	keepaliveTimeout                           time.Duration
 	maxStreams                                 uint32
 	client, peer                               tlsConfig
+	discovery                                  discoveryConfig
 	logger, level, logFormat                   string
 	logOutputs                                 []string
-	featureGates                               string
+	featureGates, metrics                      string
 	features                                   map[string]bool
 	ignored                                    []string
 	founders                                   []raftstore.InitialMember
@@ -51,25 +54,20 @@ type storeConfig struct {
 // backend, a v2 API, discovery, tracing. They are accepted, with a warning.
 var meaningless = map[string]string{
 	"backend-batch-interval": "duration", "backend-batch-limit": "int", "backend-bbolt-freelist-type": "string",
-	"compact-hash-check-time": "duration", "compaction-batch-limit": "int",
-	"compaction-sleep-interval": "duration", "corrupt-check-time": "duration", "cors": "string", "host-whitelist": "string",
-	"discovery-token": "string", "discovery-endpoints": "string", "discovery-dial-timeout": "duration",
-	"discovery-request-timeout": "duration", "discovery-keepalive-time": "duration", "discovery-keepalive-timeout": "duration",
-	"discovery-insecure-transport": "bool", "discovery-insecure-skip-tls-verify": "bool", "discovery-cert": "string",
-	"discovery-key": "string", "discovery-cacert": "string", "discovery-user": "string", "discovery-password": "string",
-	"discovery-srv": "string", "discovery-srv-name": "string", "discovery-fallback": "string",
+	"compaction-batch-limit": "int", "compaction-sleep-interval": "duration", "cors": "string", "host-whitelist": "string",
+	"discovery-keepalive-time": "duration", "discovery-keepalive-timeout": "duration", "discovery-srv": "string", "discovery-srv-name": "string", "discovery-fallback": "string",
 	"downgrade-check-time": "duration", "enable-distributed-tracing": "bool", "distributed-tracing-address": "string",
 	"distributed-tracing-service-name": "string", "distributed-tracing-instance-id": "string", "distributed-tracing-sampling-rate": "int",
 	"enable-log-rotation": "bool", "log-rotation-config-json": "string", "enable-pprof": "bool", "experimental-peer-skip-client-san-verification": "bool",
-	"initial-election-tick-advance": "bool", "max-snapshots": "uint", "max-wals": "uint", "memory-mlock": "bool", "metrics": "string",
+	"initial-election-tick-advance": "bool", "max-snapshots": "uint", "max-wals": "uint", "memory-mlock": "bool",
 	"raft-read-timeout": "duration", "raft-write-timeout": "duration", "socket-reuse-address": "bool", "socket-reuse-port": "bool",
 	"unsafe-no-fsync": "bool", "v2-deprecation": "string", "wal-dir": "string",
-	"warning-apply-duration": "duration", "warning-unary-request-duration": "duration", "lease-checkpoint": "bool",
+	"lease-checkpoint":          "bool",
 	"self-signed-cert-validity": "uint",
 }
 
 // quiet are those of them that nobody who sets them loses anything by.
-var quiet = []string{"metrics", "enable-pprof", "initial-election-tick-advance", "log-rotation-config-json"}
+var quiet = []string{"enable-pprof", "initial-election-tick-advance", "log-rotation-config-json"}
 
 // deprecated are what etcd says of flags that it will drop.
 var deprecated = map[string]string{
@@ -77,6 +75,9 @@ var deprecated = map[string]string{
 	"max-wals":       "--max-wals is deprecated in 3.6 and will be decommissioned in 3.8",
 	"v2-deprecation": "--v2-deprecation is deprecated and scheduled for removal in v3.8. The default value is enforced, ignoring user input.",
 }
+
+// v2Deprecation is etcd's default of --v2-deprecation, which it enforces.
+const v2Deprecation = "write-only"
 
 const (
 	defaultStoreQuota = 2 << 30
@@ -120,13 +121,19 @@ func (c *storeConfig) flags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.keepaliveInterval, "grpc-keepalive-interval", 2*time.Hour, "`duration` between pings of clients")
 	fs.DurationVar(&c.keepaliveTimeout, "grpc-keepalive-timeout", 20*time.Second, "`duration` before a silent client is given up")
 	fs.Uint32Var(&c.maxStreams, "max-concurrent-streams", 0, "`streams` that a client may have (0: no bound)")
-	fs.StringVar(&c.featureGates, "feature-gates", "", "`name=bool,...`; known: StopGRPCServiceOnDefrag, LeaseCheckpoint")
+	fs.DurationVar(&c.slowApply, "warning-apply-duration", 100*time.Millisecond, "`duration` of applying an entry beyond which the log tells of it")
+	fs.DurationVar(&c.slowRequest, "warning-unary-request-duration", 300*time.Millisecond, "`duration` of a request beyond which the log tells of it")
+	fs.DurationVar(&c.corruptCheck, "corrupt-check-time", 0, "`duration` between comparisons of what the members hold (0: never)")
+	fs.DurationVar(&c.compactHashCheck, "compact-hash-check-time", time.Minute, "`duration` between comparisons of what was compacted, with the feature CompactHashCheck")
+	fs.StringVar(&c.featureGates, "feature-gates", "", "`name=bool,...`; with effect: StopGRPCServiceOnDefrag, LeaseCheckpoint, InitialCorruptCheck, CompactHashCheck")
+	fs.StringVar(&c.metrics, "metrics", "basic", "`basic`, or extensive: how long each gRPC method takes, too")
 	fs.StringVar(&c.logger, "logger", "zap", "`zap`")
 	fs.StringVar(&c.level, "log-level", "info", "debug, info, warn, error, panic or fatal")
 	fs.StringVar(&c.logFormat, "log-format", "json", "`json`")
 	fs.StringSliceVar(&c.logOutputs, "log-outputs", []string{"default"}, "`stderr, stdout or files`")
 	c.client.flags(fs, "")
 	c.peer.flags(fs, "peer-")
+	c.discovery.flags(fs)
 	for name, kind := range meaningless {
 		switch kind {
 		case "bool":
@@ -219,21 +226,51 @@ func (c *storeConfig) validate(fs *pflag.FlagSet) error {
 	case c.compactionMode != "periodic" && c.compactionMode != "revision":
 		return misusef("--auto-compaction-mode: %q is neither periodic nor revision", c.compactionMode)
 	}
+	if v := fs.Lookup("v2-deprecation").Value.String(); v != "" && !slices.Contains([]string{v2Deprecation, "write-only-drop-data", "gone"}, v) {
+		return misusef("invalid value %q for flag -v2-deprecation: invalid value %q", v, v)
+	}
 	if _, _, err := c.parseRetention(); err != nil {
 		return misusef("--auto-compaction-retention: %w", err)
 	}
-	if err := c.parseCluster(); err != nil {
+	if c.discovery.on() {
+		if err := c.discovery.check(); err != nil {
+			return misusef("%w", err)
+		}
+		if fs.Changed("initial-cluster") {
+			return misusef("--initial-cluster and --discovery-endpoints: the founders are either named or found")
+		}
+		c.initialToken = c.discovery.token
+	} else if err := c.parseCluster(); err != nil {
 		return misusef("--initial-cluster: %w", err)
 	}
+	return c.parseFeatures()
+}
+
+// features are those that etcd has.
+var features = []string{
+	"StopGRPCServiceOnDefrag", "TxnModeWriteWithSharedBuffer", "InitialCorruptCheck", "CompactHashCheck", "LeaseCheckpoint",
+	"LeaseCheckpointPersist", "SetMemberLocalAddr", "FastLeaseKeepAlive", "PriorityRequest", "AllAlpha", "AllBeta",
+}
+
+func (c *storeConfig) parseFeatures() error {
 	c.features = map[string]bool{}
 	for _, f := range strings.Split(c.featureGates, ",") {
+		if f = strings.TrimSpace(f); f == "" {
+			continue
+		}
 		name, on, found := strings.Cut(f, "=")
 		if !found {
-			continue
+			return misusef("--feature-gates: missing bool value for %s", f)
 		}
 		v, err := strconv.ParseBool(on)
 		if err != nil {
 			return misusef("--feature-gates: %s: %w", f, err)
+		}
+		if !slices.Contains(features, name) {
+			return misusef("--feature-gates: unrecognized feature gate: %s", name)
+		}
+		if name == "AllAlpha" || name == "AllBeta" {
+			continue // of those, each is told by itself
 		}
 		c.features[name] = v
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"sync"
@@ -37,7 +38,7 @@ func (s *storeServer) network() (*raftstore.Network, error) {
 			return nil, errors.Join(fmt.Errorf("--listen-peer-urls: %w", err), many.Close())
 		}
 		if secure {
-			l = tls.NewListener(l, serve)
+			l = tellingListener{tls.NewListener(l, serve), s.log}
 		}
 		many.add(l)
 	}
@@ -94,6 +95,37 @@ func (t *tlsConfig) caller() (*tls.Config, error) {
 		}
 	}
 	return conf, nil
+}
+
+// tellingListener tells of members whose handshake fails.
+type tellingListener struct {
+	net.Listener
+	log *slog.Logger
+}
+
+func (l tellingListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &tellingConn{Conn: conn.(*tls.Conn), log: l.log}, nil
+}
+
+// tellingConn shakes hands when it is first read from, within the reader's
+// deadline.
+type tellingConn struct {
+	*tls.Conn
+	log  *slog.Logger
+	once sync.Once
+}
+
+func (c *tellingConn) Read(p []byte) (int, error) {
+	c.once.Do(func() {
+		if err := c.Handshake(); err != nil {
+			c.log.Warn("rejected connection on peer endpoint", "remote-addr", c.RemoteAddr().String(), "error", err.Error())
+		}
+	})
+	return c.Conn.Read(p)
 }
 
 // manyListener accepts on several ports.

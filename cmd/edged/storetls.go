@@ -11,7 +11,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -30,7 +29,6 @@ type tlsConfig struct {
 	certAuth, auto, skipSAN          bool
 	allowedCNs, allowedHosts, cipher []string
 	minVersion, maxVersion           string
-	log                              *slog.Logger
 }
 
 func (t *tlsConfig) flags(fs *pflag.FlagSet, prefix string) {
@@ -90,13 +88,7 @@ func (t *tlsConfig) server() (*tls.Config, error) {
 		}
 		conf.ClientCAs, conf.ClientAuth = pool, tls.RequireAndVerifyClientCert
 	}
-	conf.VerifyPeerCertificate = func(raw [][]byte, chains [][]*x509.Certificate) error {
-		err := t.verify(raw, chains)
-		if err != nil {
-			t.log.Warn("rejected connection on "+map[string]string{"": "client", "peer-": "peer"}[t.prefix]+" endpoint", "error", err.Error())
-		}
-		return err
-	}
+	conf.VerifyPeerCertificate = t.verify
 	return conf, nil
 }
 

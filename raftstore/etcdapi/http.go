@@ -171,9 +171,11 @@ func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {
 	}{Health: "true"}
 	local := r.URL.Query().Get("serializable") == "true"
 	if out.Reason = s.unhealthy(r.Context(), local, r.URL.Query()["exclude"]); out.Reason == "" {
+		s.healthy.Add(1)
 		writeJSON(w, out)
 		return
 	}
+	s.ill.Add(1)
 	out.Health = "false"
 	data, err := json.Marshal(out)
 	if err != nil {

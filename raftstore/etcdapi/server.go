@@ -6,12 +6,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log"
 	"log/slog"
 	"math"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -58,6 +60,9 @@ type Config struct {
 	KeepaliveMinTime, KeepaliveInterval, KeepaliveTimeout time.Duration
 	// MaxStreams bounds the streams of a connection; 0 is no bound.
 	MaxStreams uint32
+	// SlowRequest is how long a request may take before a line in the log tells
+	// of it.
+	SlowRequest time.Duration
 	// NotServingOnDefrag makes the health service say so during a defragmentation.
 	NotServingOnDefrag bool
 }
@@ -71,6 +76,10 @@ type Server struct {
 	http    *http.Server
 	health  *health.Server
 	leaders leaders
+
+	calls        *calls
+	watching     *watching
+	healthy, ill atomic.Uint64 // checks
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -92,6 +101,9 @@ func New(cfg Config) *Server {
 	if cfg.ElectionTimeout <= 0 {
 		cfg.ElectionTimeout = defaultElectionTimeout
 	}
+	if cfg.SlowRequest <= 0 {
+		cfg.SlowRequest = defaultSlowRequest
+	}
 	if cfg.MaxStreams == 0 {
 		cfg.MaxStreams = math.MaxUint32
 	}
@@ -104,10 +116,11 @@ func New(cfg Config) *Server {
 	if cfg.KeepaliveTimeout == 0 {
 		cfg.KeepaliveTimeout = 20 * time.Second
 	}
-	s := &Server{cfg: cfg, store: cfg.Store, log: cfg.Logger, health: health.NewServer()}
+	s := &Server{cfg: cfg, store: cfg.Store, log: cfg.Logger, health: health.NewServer(), calls: &calls{}, watching: newWatching()}
+	s.calls.tell = s.tellSlow
 	s.leaders.ends = map[int]context.CancelCauseFunc{}
 	s.grpc = grpc.NewServer(
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream), grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
+		grpc.UnaryInterceptor(s.calls.unary(s.unary)), grpc.StreamInterceptor(s.calls.stream(s.stream)), grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
 		grpc.MaxRecvMsgSize(cfg.Store.MaxRequestBytes()+sendOverhead), grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(cfg.MaxStreams),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: cfg.KeepaliveMinTime}),
@@ -116,9 +129,10 @@ func New(cfg Config) *Server {
 		grpc.ReadBufferSize(8<<10), grpc.WriteBufferSize(8<<10),
 	)
 	s.register()
+	s.calls.fill(s.grpc)
 	s.http = &http.Server{
 		Handler: s.handler(), ReadHeaderTimeout: firstBytes,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog: log.New(&httpLog{s.log}, "", 0),
 	}
 	var ctx context.Context
 	ctx, s.stop = context.WithCancel(context.Background())
@@ -206,7 +220,7 @@ func (s *Server) serveTLS(l net.Listener, conf *tls.Config) error {
 	if !s.own(srv) {
 		return nil
 	}
-	return srv.ServeTLS(l, "", "")
+	return srv.ServeTLS(countedListener{l, s.calls}, "", "")
 }
 
 // queues are where the connections of a port go that speaks more than one
@@ -236,7 +250,7 @@ func (s *Server) servePlain(l net.Listener, conf *tls.Config) error {
 		if err != nil {
 			return err
 		}
-		s.running.Go(func() { q.sort(conn) })
+		s.running.Go(func() { q.sort(conn, s.calls) })
 	}
 }
 
@@ -246,7 +260,7 @@ func (s *Server) report(err error) {
 	}
 }
 
-func (q queues) sort(conn net.Conn) {
+func (q queues) sort(conn net.Conn, count *calls) {
 	if err := conn.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
 		conn.Close()
 		return
@@ -264,7 +278,7 @@ func (q queues) sort(conn net.Conn) {
 	c := &peeked{Conn: conn, r: r}
 	switch {
 	case string(head) == preface[:3]:
-		q.grpc.put(c)
+		q.grpc.put(count.bytesOn(c))
 	case head[0] == tlsHandshake:
 		q.tls.put(c)
 	default:
@@ -290,6 +304,21 @@ func (s *Server) Close() error {
 	errs = append(errs, s.http.Close())
 	s.running.Wait()
 	return errors.Join(errs...)
+}
+
+// httpLog tells of clients whose handshake failed, and of the rest to those who
+// look for a fault.
+type httpLog struct{ log *slog.Logger }
+
+func (l *httpLog) Write(line []byte) (int, error) {
+	text := strings.TrimSpace(string(line))
+	if what, ok := strings.CutPrefix(text, "http: TLS handshake error from "); ok {
+		addr, err, _ := strings.Cut(what, ": ")
+		l.log.Warn("rejected connection on client endpoint", "remote-addr", addr, "error", err)
+	} else {
+		l.log.Debug(text)
+	}
+	return len(line), nil
 }
 
 // peeked is a connection of which some bytes were looked at.

@@ -43,6 +43,8 @@ type watchService struct {
 // store, not here.
 func (s watchService) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
 	w := &watchStream{Server: s.Server, stream: stream}
+	s.watching.streams.Add(1)
+	defer s.watching.streams.Add(-1)
 	requests := make(chan *pb.WatchRequest, requestQueue)
 	failed := make(chan error, 1)
 	go func() {
@@ -83,12 +85,16 @@ type watch struct {
 	prevKV, progress, fragment bool
 	noPut, noDelete            bool
 	quiet                      bool // has sent nothing since the last tick
+	slow                       bool // reads history that is older than the newest
 }
 
 func (w *watchStream) run(ctx context.Context, requests <-chan *pb.WatchRequest, failed <-chan error) error {
 	defer func() {
 		if w.tick != nil {
 			w.tick.Stop()
+		}
+		for _, x := range w.watches {
+			w.forget(x)
 		}
 	}()
 	idle := make(chan struct{})
@@ -158,6 +164,7 @@ func (w *watchStream) round() (wake <-chan struct{}, err error) {
 		case err != nil:
 			return nil, err
 		}
+		w.setSlow(x, changed == nil && batch.Revision < w.newest())
 		if changed == nil {
 			more = true
 			_, compacted := w.store.Revision()
@@ -190,7 +197,10 @@ func (w *watchStream) tell(x *watch, t *told) error {
 	if x.fragment {
 		return w.fragments(&pb.WatchResponse{Header: t.header, WatchId: x.id, Events: t.events})
 	}
-	return w.stream.SendMsg(&sharedResponse{x.id, t})
+	start := time.Now()
+	err := w.stream.SendMsg(&sharedResponse{x.id, t})
+	w.watching.sent(time.Since(start), len(t.events))
+	return err
 }
 
 // fragments sends a response in pieces that a client with etcd's bound takes.
@@ -234,7 +244,19 @@ func (w *watchStream) progress(rev int64, busy bool) error {
 	return nil
 }
 
-func (w *watchStream) send(resp *pb.WatchResponse) error { return w.stream.Send(resp) }
+func (w *watchStream) send(resp *pb.WatchResponse) error {
+	start := time.Now()
+	err := w.stream.Send(resp)
+	switch took, n := time.Since(start), len(resp.Events); {
+	case n > 0:
+		w.watching.sent(took, n)
+	case resp.Created || resp.Canceled:
+		w.watching.sendControl.Observe(took)
+	default:
+		w.watching.sendProgress.Observe(took)
+	}
+	return err
+}
 
 func (w *watchStream) request(req *pb.WatchRequest) error {
 	switch r := req.RequestUnion.(type) {
@@ -263,6 +285,7 @@ func (w *watchStream) create(r *pb.WatchCreateRequest) error {
 	if err != nil {
 		return err
 	}
+	w.watching.watches.Add(1)
 	w.watches = append(w.watches, &watch{
 		id: id, from: from, prevKV: r.PrevKv, progress: r.ProgressNotify, fragment: r.Fragment, quiet: true,
 		noPut:    slices.Contains(r.Filters, pb.WatchCreateRequest_NOPUT),
@@ -309,6 +332,28 @@ func (w *watchStream) allot(r *pb.WatchCreateRequest) (id int64, reason string) 
 	return w.nextID - 1, ""
 }
 
+func (w *watchStream) newest() int64 {
+	rev, _ := w.store.Revision()
+	return rev
+}
+
+// setSlow and forget keep count of the watches.
+func (w *watchStream) setSlow(x *watch, slow bool) {
+	if x.slow == slow {
+		return
+	}
+	if x.slow = slow; slow {
+		w.watching.slow.Add(1)
+	} else {
+		w.watching.slow.Add(-1)
+	}
+}
+
+func (w *watchStream) forget(x *watch) {
+	w.setSlow(x, false)
+	w.watching.watches.Add(-1)
+}
+
 func (w *watchStream) find(id int64) int {
 	return slices.IndexFunc(w.watches, func(x *watch) bool { return x.id == id })
 }
@@ -318,6 +363,7 @@ func (w *watchStream) remove(id int64) bool {
 	if i < 0 {
 		return false
 	}
+	w.forget(w.watches[i])
 	w.watches = slices.Delete(w.watches, i, i+1)
 	return true
 }

@@ -192,6 +192,7 @@ func (t *txn) put(req *pb.PutRequest) (*pb.PutResponse, error) {
 	if !exists {
 		t.db.counts.Keys++
 	}
+	t.db.stats.putBytes.Add(int64(len(kv.Key) + len(kv.Value)))
 	e.put(Rev{t.main, t.sub})
 	t.record(mvccpb.Event_PUT, kv, prev)
 	t.db.attach(kv.Key, kv.Lease)
@@ -432,6 +433,7 @@ func (db *DB) compact(req *pb.CompactionRequest) (*pb.CompactionResponse, error)
 	}
 	db.compacted = req.Revision
 	rows := db.index.compact(req.Revision)
+	db.stats.compacted.Add(int64(len(rows)))
 	db.dirty.gone = append(db.dirty.gone, rows...)
 	db.bytes += len(rows) * goneBytes
 	db.dirty.meta = true

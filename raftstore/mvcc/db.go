@@ -107,6 +107,7 @@ type DB struct {
 	watched atomic.Bool
 	// wanted is up to which revision events are kept with what was before them.
 	wanted atomic.Int64
+	stats  *stats
 }
 
 // Open opens the file, or makes one, and builds the key index from it.
@@ -118,7 +119,7 @@ func Open(cfg Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", cfg.Path, err)
 	}
-	db := &DB{bolt: b, dir: filepath.Dir(cfg.Path), log: cfg.Logger, authenticated: cfg.Authenticated, hashOnCompact: cfg.HashOnCompact, changed: make(chan struct{})}
+	db := &DB{bolt: b, dir: filepath.Dir(cfg.Path), log: cfg.Logger, authenticated: cfg.Authenticated, hashOnCompact: cfg.HashOnCompact, changed: make(chan struct{}), stats: newStats()}
 	db.empty()
 	err = db.load()
 	if err == nil {
@@ -309,7 +310,9 @@ func (db *DB) commitLocked(always bool) error {
 	db.dirty.meta, db.dirty.gone = false, nil
 	db.dirty.leases, db.dirty.rows = map[int64]bool{}, map[rowKey]bool{}
 	db.mu.Unlock()
-	err := db.bolt.Update(func(tx *bolt.Tx) error { return b.write(tx) })
+	err := db.timed(func() error {
+		return db.bolt.Update(func(tx *bolt.Tx) error { return b.write(tx) })
+	})
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if err != nil {

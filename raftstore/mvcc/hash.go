@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"hash/crc32"
 	"math"
+	"slices"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -13,6 +15,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Hash is one of all that is stored but how far the log was applied, and the
 // revision that it is of.
 func (db *DB) Hash() (hash uint32, revision int64, err error) {
+	defer db.stats.hash.Since(time.Now())
 	db.swapping.RLock()
 	defer db.swapping.RUnlock()
 	db.committing.Lock()
@@ -55,6 +58,7 @@ type KVHash struct {
 // HashKV hashes the history up to revision at, 0 for the newest, from what the
 // last compaction left: the same on every member that has not compacted since.
 func (db *DB) HashKV(at int64) (KVHash, error) {
+	defer db.stats.hashRev.Since(time.Now())
 	db.mu.RLock()
 	defer db.mu.RUnlock()
 	for _, h := range db.hashes {
@@ -64,6 +68,14 @@ func (db *DB) HashKV(at int64) (KVHash, error) {
 		}
 	}
 	return db.hashKV(at)
+}
+
+// CompactionHashes are the hashes that were taken of what the last compactions
+// forgot, if HashOnCompact is set.
+func (db *DB) CompactionHashes() []KVHash {
+	db.mu.RLock()
+	defer db.mu.RUnlock()
+	return slices.Clone(db.hashes)
 }
 
 // keptHashes is how many hashes of compacted revisions are remembered.

@@ -15,6 +15,7 @@ import (
 // Range reads keys as they are, or as they were at req.Revision. The meaning of
 // [Key, RangeEnd): no RangeEnd is the key alone, "\0" is all keys from Key on.
 func (db *DB) Range(by auth.Caller, req *pb.RangeRequest) (*pb.RangeResponse, error) {
+	db.stats.ranges.Add(1)
 	db.mu.RLock()
 	locked := true
 	unlock := func() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -21,8 +22,9 @@ type Snapshot struct {
 	// Size is how many bytes WriteTo writes.
 	Size int64
 
-	db *DB
-	tx *bolt.Tx
+	db    *DB
+	tx    *bolt.Tx
+	begun time.Time
 }
 
 // Snapshot takes one of everything applied so far.
@@ -46,7 +48,7 @@ func (db *DB) snapshot() (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Snapshot{db: db, tx: tx, Size: tx.Size()}
+	s := &Snapshot{db: db, tx: tx, Size: tx.Size(), begun: time.Now()}
 	probe := DB{}
 	if err := probe.loadMeta(tx.Bucket(metaBucket)); err != nil {
 		return nil, errors.Join(err, tx.Rollback())
@@ -61,6 +63,7 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) { return s.tx.WriteTo(w) 
 // Close ends it.
 func (s *Snapshot) Close() error {
 	err := s.tx.Rollback()
+	s.db.stats.snapshot.Since(s.begun)
 	s.db.swapping.RUnlock()
 	return err
 }
@@ -81,6 +84,9 @@ func open(path string) (*bolt.DB, error) {
 // Defragment rewrites the file without its free pages. Requests go on meanwhile
 // but for the moment in which the new file takes the old one's place.
 func (db *DB) Defragment() error {
+	db.stats.defragmenting.Store(true)
+	defer db.stats.defragmenting.Store(false)
+	defer db.stats.defragment.Since(time.Now())
 	db.swapping.Lock()
 	defer db.swapping.Unlock()
 	db.committing.Lock()

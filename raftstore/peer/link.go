@@ -45,7 +45,8 @@ type link struct {
 	wake chan struct{} // one token: there is something to send
 	// heard is when something of the member arrived last, since the transport's
 	// start; 0 for never.
-	heard atomic.Int64
+	heard   atomic.Int64
+	traffic traffic
 
 	mu sync.Mutex
 	// guarded by mu
@@ -176,6 +177,7 @@ func (l *link) run(ctx context.Context) {
 		l.setConnected(true)
 		l.serve(ctx, conn)
 		l.setConnected(false)
+		l.traffic.lost.Add(1)
 		l.forget()
 		if ctx.Err() == nil {
 			l.t.handler.Unreachable(l.id)

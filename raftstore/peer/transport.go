@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -65,6 +66,8 @@ type Transport struct {
 	running sync.WaitGroup
 	calls   chan struct{} // a token per call being answered
 	born    time.Time
+	// lateHeartbeats counts those that found no room.
+	lateHeartbeats atomic.Uint64
 
 	mu sync.Mutex
 	// guarded by mu
@@ -160,12 +163,22 @@ func (t *Transport) Send(msgs []*raftpb.Message) {
 		if l == nil {
 			continue
 		}
-		if !l.put(item{kind: kindMessage, msg: m}) && m.GetType() == raftpb.MsgApp {
+		if l.put(item{kind: kindMessage, msg: m}) {
+			continue
+		}
+		l.traffic.failures.Add(1)
+		if m.GetType() == raftpb.MsgHeartbeat {
+			t.lateHeartbeats.Add(1)
+		}
+		if m.GetType() == raftpb.MsgApp {
 			// From another goroutine: the caller is who takes it.
 			t.running.Go(func() { t.handler.Unreachable(m.GetTo()) })
 		}
 	}
 }
+
+// LateHeartbeats counts heartbeats that were not sent for want of room.
+func (t *Transport) LateHeartbeats() uint64 { return t.lateHeartbeats.Load() }
 
 // Age is how long this member has been there.
 func (t *Transport) Age() time.Duration { return time.Since(t.born) }
@@ -280,6 +293,7 @@ func (t *Transport) dial(ctx context.Context, purpose byte, id uint64, url strin
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", url, err)
 	}
+	conn = t.count(conn, id)
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	t.mu.Lock()
 	h := hello{purpose, t.cluster, t.cfg.Self, id, t.cfg.URLs}
@@ -396,6 +410,7 @@ func (t *Transport) serve(conn net.Conn) {
 		l.learned = h.urls
 		l.mu.Unlock()
 	}
+	conn = t.count(conn, h.from)
 	switch h.purpose {
 	case purposeStream:
 		if conn.SetDeadline(time.Time{}) == nil {
