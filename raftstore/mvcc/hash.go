@@ -67,7 +67,7 @@ func (db *DB) HashKV(at int64) (KVHash, error) {
 			return h, nil
 		}
 	}
-	return db.hashKV(at)
+	return db.hashKV(at, false)
 }
 
 // CompactionHashes are the hashes that were taken of what the last compactions
@@ -85,7 +85,7 @@ const keptHashes = 10
 // compacted, as etcd does: members compare it although they compact at
 // different times. It reads all that is stored.
 func (db *DB) hashBeforeCompaction(at int64) {
-	h, err := db.hashKV(at)
+	h, err := db.hashKV(at, true)
 	if err != nil {
 		db.log.Warn("what is compacted was not hashed", "revision", at, "err", err)
 		return
@@ -96,7 +96,7 @@ func (db *DB) hashBeforeCompaction(at int64) {
 	db.hashes = append(db.hashes, h)
 }
 
-func (db *DB) hashKV(at int64) (KVHash, error) {
+func (db *DB) hashKV(at int64, compacting bool) (KVHash, error) {
 	out := KVHash{Revision: at, Compacted: db.compacted, Current: db.revision}
 	switch {
 	case at > db.revision:
@@ -111,10 +111,15 @@ func (db *DB) hashKV(at int64) (KVHash, error) {
 	}
 	h := crc32.New(castagnoli)
 	h.Write(keyBucket)
+	kept := db.keptAt(out.Revision, compacting)
 	row := func(rev Rev, deleted bool, data []byte) error {
-		kv, err := decodeKV(rev, data)
-		if err != nil || rev.Main <= db.compacted && !db.index.holds(kv.Key, rev) {
-			return err
+		if rev.Main == db.compacted && deleted {
+			return nil
+		}
+		if rev.Main <= db.compacted {
+			if kv, err := decodeKV(rev, data); err != nil || !kept(kv.Key, rev) {
+				return err
+			}
 		}
 		h.Write(rowName(rev, deleted))
 		h.Write(data)
@@ -127,6 +132,32 @@ func (db *DB) hashKV(at int64) (KVHash, error) {
 	}
 	out.Hash = h.Sum32()
 	return out, nil
+}
+
+// keptAt tells which of the compacted rows count for a hash up to revision at, by
+// etcd's rule, so that hashes are equal to etcd's of the same history: those that
+// are what keys were at that revision, or, if there was no key, all that are
+// there. A compaction takes a key that its own revision deleted for one.
+func (db *DB) keptAt(at int64, compacting bool) func(key []byte, rev Rev) bool {
+	alive := false
+	db.index.tree.Ascend(func(e *entry) bool {
+		_, alive = e.at(at)
+		alive = alive || compacting && slices.ContainsFunc(e.gens, func(g generation) bool {
+			return g.ended && g.revs[len(g.revs)-1].Main == at
+		})
+		return !alive
+	})
+	return func(key []byte, rev Rev) bool {
+		if !alive {
+			return db.index.holds(key, rev)
+		}
+		e := db.index.get(key)
+		if e == nil {
+			return false
+		}
+		v, ok := e.at(at)
+		return ok && v.rev == rev
+	}
 }
 
 // rows visits all rows up to a main revision, from disk and from memory.

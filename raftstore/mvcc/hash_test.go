@@ -1,0 +1,65 @@
+package mvcc_test
+
+import (
+	"log/slog"
+	"path/filepath"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"edged/raftstore/mvcc"
+)
+
+// The hashes are those that an etcd 3.7.3 gave for the same requests.
+func TestHashKVIsEtcds(t *testing.T) {
+	db, err := mvcc.Open(mvcc.Config{Path: filepath.Join(t.TempDir(), "state.db"), Logger: slog.New(slog.DiscardHandler), HashOnCompact: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	m := &machine{t: t, db: db}
+	del := func(key, end string) {
+		m.apply(&pb.InternalRaftRequest{DeleteRange: &pb.DeleteRangeRequest{Key: []byte(key), RangeEnd: []byte(end)}})
+	}
+	compact := func(at int64) {
+		m.apply(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: at}})
+	}
+	check := func(when string, want map[int64]uint32) {
+		t.Helper()
+		for at, hash := range want {
+			got, err := db.HashKV(at)
+			if err != nil {
+				t.Errorf("%s, up to revision %d: %v", when, at, err)
+			} else if got.Hash != hash {
+				t.Errorf("%s, up to revision %d: %d, want %d", when, at, got.Hash, hash)
+			}
+		}
+	}
+
+	m.put("a", "1")
+	m.put("b", "1")
+	m.put("a", "2")
+	m.put("c", "1")
+	del("b", "")
+	m.put("a", "3")
+	m.put("b", "2")
+	m.put("d", "1")
+	del("d", "")
+	m.put("c", "2")
+	check("uncompacted", map[int64]uint32{0: 2174540262, 2: 2587454935, 4: 3086679940, 6: 1106805189, 7: 4128752123, 10: 2717325613, 11: 2174540262})
+	compact(6)
+	check("compacted at 6", map[int64]uint32{0: 4206167911, 6: 1106805189, 7: 185727024, 10: 3706506262, 11: 4206167911})
+	if err := db.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	check("compacted at 6 and committed", map[int64]uint32{0: 4206167911, 6: 1106805189, 7: 185727024, 10: 3706506262, 11: 4206167911})
+	m.put("e", "1")
+	compact(10)
+	check("compacted at 10", map[int64]uint32{0: 215593073, 10: 3706506262, 11: 2354151097, 12: 215593073})
+	del("\x00", "\x00")
+	check("everything deleted", map[int64]uint32{0: 1774370424, 12: 215593073, 13: 1774370424})
+	compact(13)
+	check("compacted at 13", map[int64]uint32{0: 1084519789, 13: 1320363857})
+	m.put("f", "1")
+	check("begun anew", map[int64]uint32{0: 3462078450})
+}
