@@ -5,6 +5,8 @@ import (
 	"errors"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -154,6 +156,9 @@ func TestStateFileMayBeElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
+	if rows := r.db.Rows(mvcc.MembersBucket); len(rows) != 1 || !strings.Contains(string(rows[strconv.FormatUint(r.MemberID(), 16)]), `"name":"n"`) {
+		t.Errorf("the members in the file: %q", rows)
+	}
 	if got := get(t, r, "k"); got != "v" {
 		t.Errorf("k is %q, want v", got)
 	}

@@ -167,7 +167,7 @@ func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *s
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.reign, n.abdicate = context.WithCancel(n.ctx)
 	var err error
-	n.core, err = consensus.New(consensus.Config{State: measuredState{db, cfg.counters}, Log: log, Content: c, Outside: n, Logger: logger, ElectionTicks: cfg.electionTicks})
+	n.core, err = consensus.New(consensus.Config{State: measuredState{recordingState{db}, cfg.counters}, Log: log, Content: c, Outside: n, Logger: logger, ElectionTicks: cfg.electionTicks})
 	if err != nil {
 		return nil, err
 	}

@@ -75,7 +75,7 @@ func Restore(cfg RestoreConfig) (err error) {
 	// never there.
 	log, err := wal.Create(wal.Config{FS: vfs.OS{}, Dir: filepath.Join(cfg.Dir, "wal"), Logger: cfg.Logger}, self)
 	if err == nil {
-		err = errors.Join(consensus.Bootstrap(db, log, members, true), log.Close())
+		err = errors.Join(consensus.Bootstrap(recordingState{db}, log, members, true), log.Close())
 	}
 	if err = errors.Join(err, db.Close()); err != nil {
 		return err
@@ -187,7 +187,7 @@ func ForceNew(dir, stateFile string, logger *slog.Logger) (err error) {
 	if err := log.Intend(wal.Snapshot(last)); err != nil {
 		return err
 	}
-	db.Advance(last, data)
+	recordingState{db}.Advance(last, data)
 	if err := db.Commit(); err != nil {
 		return err
 	}

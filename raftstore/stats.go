@@ -114,7 +114,7 @@ func newCounters(cfg Config) *counters {
 
 // measuredState times how long entries take to be applied.
 type measuredState struct {
-	*mvcc.DB
+	recordingState
 	c *counters
 }
 

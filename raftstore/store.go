@@ -329,7 +329,7 @@ func (s *Store) identify(ctx context.Context, config wal.Config, log **wal.Log, 
 		return m, err
 	}
 	entries := content.Entries
-	if err := consensus.Bootstrap(s.db, *log, m, len(entries) == 0); err != nil {
+	if err := consensus.Bootstrap(recordingState{s.db}, *log, m, len(entries) == 0); err != nil {
 		return nil, err
 	}
 	content.Snapshot, content.Intent = wal.Snapshot{Index: 1, Term: 1}, wal.Snapshot{}

@@ -20,7 +20,7 @@ import (
 type storeConfig struct {
 	version bool
 
-	name, dataDir                              string
+	name, dataDir, configFile                  string
 	listenClient, advertiseClient              []string
 	listenPeer, advertisePeer                  []string
 	listenClientHTTP, listenMetrics            []string
@@ -88,6 +88,7 @@ func (c *storeConfig) flags(fs *pflag.FlagSet) {
 	const clients, peers = "http://localhost:2379", "http://localhost:2380"
 	fs.BoolVar(&c.version, "version", false, "print the version of etcd's API and exit")
 	fs.StringVar(&c.name, "name", "default", "`name` of this member, for people")
+	fs.StringVar(&c.configFile, "config-file", "", "`file` of settings; other flags and the environment then count for nothing")
 	fs.StringVar(&c.dataDir, "data-dir", "", "`folder` of the data (default <name>.etcd)")
 	fs.StringSliceVar(&c.listenClient, "listen-client-urls", []string{clients}, "`URLs` to listen on for clients")
 	fs.StringSliceVar(&c.advertiseClient, "advertise-client-urls", []string{clients}, "`URLs` of this member that clients are told")
@@ -166,7 +167,7 @@ func (c *storeConfig) parse(args, environ []string) (help string, err error) {
 	if fs.NArg() > 0 {
 		return "", misusef("unexpected argument %q", fs.Arg(0))
 	}
-	if err := fromEnvironment(fs, environ); err != nil {
+	if err := c.more(fs, environ); err != nil {
 		return "", err
 	}
 	fs.Visit(func(f *pflag.Flag) {
@@ -175,6 +176,22 @@ func (c *storeConfig) parse(args, environ []string) (help string, err error) {
 		}
 	})
 	return "", c.validate(fs)
+}
+
+// more reads what flags do not say: the environment, or a file and nothing else.
+func (c *storeConfig) more(fs *pflag.FlagSet, environ []string) error {
+	if err := fromEnvironment(fs, environ); err != nil || c.configFile == "" {
+		return err
+	}
+	file := c.configFile
+	*c = storeConfig{}
+	only := pflag.NewFlagSet("store", pflag.ContinueOnError)
+	c.flags(only)
+	if err := fromFile(only, file); err != nil {
+		return err
+	}
+	*fs = *only
+	return nil
 }
 
 func fromEnvironment(fs *pflag.FlagSet, environ []string) error {

@@ -221,11 +221,11 @@ func (m *Membership) Apply(cc *raftpb.ConfChange) (*Membership, error) {
 }
 
 func (m *Membership) mayAdd(e Member, learner bool, maxLearners int) error {
-	if err := m.urlsFree(0, e.PeerURLs); err != nil {
-		return err
-	}
 	if m.Member(e.ID) != nil || m.WasRemoved(e.ID) {
 		return ErrMemberExists
+	}
+	if err := m.urlsFree(0, e.PeerURLs); err != nil {
+		return err
 	}
 	if learner && maxLearners > 0 && len(m.Learners()) >= maxLearners {
 		return ErrTooManyLearners

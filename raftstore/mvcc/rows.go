@@ -137,6 +137,22 @@ func mustMarshal(m proto.Message) []byte {
 	return data
 }
 
+// ReplaceRows makes these the rows of a small bucket.
+func (db *DB) ReplaceRows(bucket string, rows map[string][]byte) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	for k := range db.rows[bucket] {
+		if _, stays := rows[k]; !stays {
+			db.setRow(bucket, k, nil)
+		}
+	}
+	for k, v := range rows {
+		if !bytes.Equal(db.rows[bucket][k], v) {
+			db.setRow(bucket, k, v)
+		}
+	}
+}
+
 // ForgetMembers drops what a snapshot of etcd's says of the members that it was
 // taken from.
 func (db *DB) ForgetMembers() {
