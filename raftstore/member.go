@@ -101,6 +101,15 @@ func (s *Store) meet(m *consensus.Membership) {
 	s.peers.Set(others)
 }
 
+// FoundAt tells the store where a member may be reached if it is not where the
+// membership says: all may have moved, and none can tell the others. What answers
+// there has to be that member.
+func (s *Store) FoundAt(member uint64, urls []string) {
+	if s.peers != nil {
+		s.peers.Found(member, urls)
+	}
+}
+
 func (s *Store) send(msgs []*raftpb.Message) {
 	if s.peers != nil {
 		s.peers.Send(msgs)

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -144,7 +146,7 @@ func (d *device) serve(ctx context.Context, g *errgroup.Group) {
 	api := http.NewServeMux()
 	api.Handle("/", d.api)
 	api.Handle(join.Path, d.joinHandler())
-	d.serveOn(ctx, g, d.ports.api, &http.Server{Handler: api}, true)
+	d.serveOn(ctx, g, d.ports.api, &http.Server{Handler: api, TLSNextProto: d.alpnHandlers(ctx)}, true)
 	d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.guard(&d.node)}, true)
 	d.serveEtcd(ctx, g)
 }
@@ -155,6 +157,13 @@ func (d *device) serveOn(ctx context.Context, g *errgroup.Group, l net.Listener,
 	srv.BaseContext = func(net.Listener) context.Context { return ctx }
 	if secure {
 		srv.TLSConfig = d.identity.ServerTLS()
+		if len(srv.TLSNextProto) > 0 {
+			// Beside HTTP/2, which such a table would turn off.
+			srv.Protocols = new(http.Protocols)
+			srv.Protocols.SetHTTP1(true)
+			srv.Protocols.SetHTTP2(true)
+			srv.TLSConfig.NextProtos = slices.AppendSeq(srv.TLSConfig.NextProtos, maps.Keys(srv.TLSNextProto))
+		}
 	}
 	g.Go(func() error {
 		var err error

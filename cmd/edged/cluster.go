@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"edged/apiserver/registry"
+	"edged/cluster/discovery"
 	"edged/cluster/identity"
 	"edged/cluster/join"
 	"edged/internal/atomicfile"
@@ -35,6 +37,10 @@ type clusterFile struct {
 	// Members are where the store finds the others when it is empty; none on the
 	// device that founded the cluster.
 	Members []join.Member `json:"members,omitempty"`
+	// Device is this device's id in discovery, Founding who the cluster's first
+	// voters were, on those.
+	Device   discovery.ID        `json:"device,omitzero"`
+	Founding *discovery.Founding `json:"founding,omitempty"`
 }
 
 const (
@@ -65,6 +71,10 @@ func (d *device) openCluster(ctx context.Context) error {
 	}
 	switch {
 	case there && f != nil:
+	case !there && len(c.join) == 0 && d.discovery != nil:
+		if f, err = d.form(ctx); err != nil {
+			return err
+		}
 	case there || len(c.join) == 0:
 		f = &clusterFile{Version: clusterFileVersion, Settings: map[string]string{}}
 		for name, value := range c.sharedSettings() {
@@ -79,6 +89,9 @@ func (d *device) openCluster(ctx context.Context) error {
 		}
 	}
 	d.cluster = f
+	if err := discovery.Forget(c.dataDir); err != nil {
+		return err
+	}
 	for name, value := range c.sharedSettings() {
 		shared, ok := f.Settings[name]
 		if !ok {
@@ -125,15 +138,8 @@ func (f *clusterFile) write(dataDir string) error {
 // before the keys are: a cut in between asks again, and is answered the same.
 func (d *device) join(ctx context.Context) (*clusterFile, error) {
 	c := d.cfg
-	for !c.parsed.nodeIP.IsValid() && d.nodeIP.IsLoopback() {
-		// Others have to reach it.
-		d.log.Info("waiting for an address that the cluster can reach")
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(anAddress):
-			d.nodeIP = findNodeIP(c.parsed.clusterCIDRs[0].Addr().Is6())
-		}
+	if err := d.waitForAddress(ctx); err != nil {
+		return nil, err
 	}
 	d.log.Info("joining", "cluster", strings.Join(c.join, ","), "address", d.nodeIP)
 	answer, err := join.Client{Addrs: c.join, Token: c.parsed.token, Logger: d.log}.Join(ctx, join.Request{NodeName: c.nodeName, PeerURLs: d.peerURLs()})
@@ -145,6 +151,28 @@ func (d *device) join(ctx context.Context) (*clusterFile, error) {
 		return nil, err
 	}
 	return f, identity.Install(d.pkiDir(), identity.Shared{CA: answer.CA, CAKey: answer.CAKey, ServiceAccountKey: answer.ServiceAccountKey})
+}
+
+// waitForAddress waits until others can reach this device.
+func (d *device) waitForAddress(ctx context.Context) error {
+	for !d.cfg.parsed.nodeIP.IsValid() && d.nodeIP.IsLoopback() {
+		d.log.Info("waiting for an address that the cluster can reach")
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(anAddress):
+			d.nodeIP = d.lookForNodeIP()
+		}
+	}
+	return nil
+}
+
+// lookForNodeIP is --node-ip, or what would be now.
+func (d *device) lookForNodeIP() netip.Addr {
+	if ip := d.cfg.parsed.nodeIP; ip.IsValid() {
+		return ip
+	}
+	return findNodeIP(d.cfg.parsed.clusterCIDRs[0].Addr().Is6())
 }
 
 // peerURLs are where other devices reach this one's store.
@@ -161,6 +189,16 @@ func (d *device) storeConfig() raftstore.Config {
 		// An address that nobody else can use must not take the place of one that
 		// is only late.
 		FollowAddress: !d.nodeIP.IsLoopback(),
+	}
+	if f := d.cluster.Founding; f != nil {
+		cfg.Token = f.Token
+		for _, first := range f.Founders {
+			name := first.ID.String() // until it tells its own
+			if first.ID == d.cluster.Device {
+				name = cfg.Name
+			}
+			cfg.InitialCluster = append(cfg.InitialCluster, raftstore.InitialMember{Name: name, PeerURLs: first.PeerURLs})
+		}
 	}
 	for _, m := range d.cluster.Members {
 		name := m.Name

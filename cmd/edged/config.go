@@ -38,6 +38,10 @@ type config struct {
 	token         string
 	tokenFile     string
 	voters        int
+
+	discovery, clusterName, clusterSecretFile string
+	bootstrapExpect                           int
+
 	clusterCIDR   string
 	serviceCIDR   string
 	clusterDNS    string
@@ -55,6 +59,7 @@ type config struct {
 	// parsed by validate
 	parsed struct {
 		token              join.Token
+		secret             []byte // of --cluster-secret-file
 		peer               netip.AddrPort
 		nodeIP             netip.Addr // invalid: found out at start
 		api, kubelet, etcd netip.AddrPort
@@ -91,6 +96,10 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&c.join, "join", nil, "`host:port` of the API of a device whose cluster to join at the first start; may be repeated, any may be down")
 	fs.StringVar(&c.token, "token", "", "`token` for --join, from `edged token create` on a device of the cluster; prefer --token-file")
 	fs.StringVar(&c.tokenFile, "token-file", "", "`file` that holds the token for --join")
+	fs.StringVar(&c.discovery, "discovery", discoveryNone, "mdns: find devices with the same --cluster-name and secret on the links and become one cluster with them; none")
+	fs.StringVar(&c.clusterName, "cluster-name", "", "`name` of the cluster for --discovery")
+	fs.StringVar(&c.clusterSecretFile, "cluster-secret-file", "", "`file` that holds the secret that the devices of --cluster-name have in common: a random text of at least 16 characters")
+	fs.IntVar(&c.bootstrapExpect, "bootstrap-expect", 1, "how many devices must be there before --discovery founds a cluster: more than half of those that will be")
 	fs.IntVar(&c.voters, "voters", raftstore.DefaultVoters, "how many devices vote at most; the others keep the state too")
 	fs.StringVar(&c.clusterCIDR, "cluster-cidr", "10.42.0.0/16", "`prefix` of Pod addresses, or an IPv4 and an IPv6 one; each device gets a /24, a /64 of it")
 	fs.StringVar(&c.serviceCIDR, "service-cidr", "10.43.0.0/16", "`prefix` of Service addresses, or an IPv4 and an IPv6 one")
@@ -212,6 +221,9 @@ func (c *config) validate() error {
 		return err
 	}
 	if err := c.validateJoin(); err != nil {
+		return err
+	}
+	if err := c.validateDiscovery(); err != nil {
 		return err
 	}
 	return c.validateNode()

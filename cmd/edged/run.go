@@ -22,6 +22,7 @@ import (
 
 	"edged/apiserver"
 	"edged/apiserver/registry"
+	"edged/cluster/discovery"
 	"edged/cluster/identity"
 	"edged/cluster/join"
 	"edged/net/announce"
@@ -72,13 +73,15 @@ type device struct {
 	ports    ports
 	identity *identity.Identity
 	cluster  *clusterFile
-	kubelets *http.Transport // to the kubelet APIs of the others
-	store    *raftstore.Store
-	registry *registry.Registry
-	access   access
-	api      *apiserver.Server
-	engine   *engine.Engine
-	node     nodeHandler // the kubelet API, once the agent runs
+	// discovery finds other devices; nil if it is not wanted.
+	discovery *discovery.Discovery
+	kubelets  *http.Transport // to the kubelet APIs of the others
+	store     *raftstore.Store
+	registry  *registry.Registry
+	access    access
+	api       *apiserver.Server
+	engine    *engine.Engine
+	node      nodeHandler // the kubelet API, once the agent runs
 	// announcer holds the addresses of load balancers and of the API.
 	announcer *announce.Announcer
 
@@ -119,9 +122,8 @@ func (d *device) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.onClose(d.ports.close)
-	if d.nodeIP = c.parsed.nodeIP; !d.nodeIP.IsValid() {
-		d.nodeIP = findNodeIP(c.parsed.clusterCIDRs[0].Addr().Is6())
-	}
+	d.nodeIP = d.lookForNodeIP()
+	d.openDiscovery()
 	if err := d.openCluster(ctx); err != nil {
 		return err
 	}
@@ -210,6 +212,8 @@ func (d *device) run(ctx context.Context) error {
 		}
 		return d.runNode(ctx, g)
 	})
+	g.Go(func() error { return d.runDiscovery(ctx) })
+	g.Go(func() error { return d.seekMembers(ctx) })
 	g.Go(func() error { return d.announce(ctx) })
 	g.Go(func() error { return d.sayAlive(ctx) })
 	err := g.Wait()

@@ -52,6 +52,7 @@ type link struct {
 	// guarded by mu
 	urls      []string // as the membership says
 	learned   []string // as the member itself said last
+	found     []string // as others say
 	urgent    []item
 	bulk      []item
 	bulkBytes int
@@ -125,7 +126,7 @@ func (l *link) addresses() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	out := slices.Clone(l.urls)
-	for _, u := range l.learned {
+	for _, u := range slices.Concat(l.learned, l.found) {
 		if !slices.Contains(out, u) {
 			out = append(out, u)
 		}

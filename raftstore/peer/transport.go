@@ -143,6 +143,16 @@ func (t *Transport) Set(members map[uint64][]string) {
 	}
 }
 
+// Found says where a member may be, beside what the membership and the member
+// itself say. It replaces what was found before.
+func (t *Transport) Found(id uint64, urls []string) {
+	if l := t.link(id); l != nil {
+		l.mu.Lock()
+		l.found = urls
+		l.mu.Unlock()
+	}
+}
+
 // SetCluster says which cluster this is, once that is known.
 func (t *Transport) SetCluster(id uint64) {
 	t.mu.Lock()
