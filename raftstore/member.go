@@ -329,6 +329,8 @@ type PeerStatus struct {
 	// zero for never. The leader hears from everybody, the others from the
 	// leader.
 	LastHeard time.Time
+	// Prefer says that it is to vote if it can: a witness is there for that.
+	Prefer bool
 	// Match is how much of the log it is known to have; 0 on who does not lead.
 	Match uint64
 }

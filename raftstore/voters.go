@@ -29,7 +29,8 @@ type Change struct {
 // number of voters up to target, three while there are fewer than five members,
 // one of two; a learner votes once it has most of the log, and a voter that has
 // been silent for longer than grace makes room for a learner that has not.
-// heard tells how long ago something of a member arrived.
+// Of several, those to prefer come first. heard tells how long ago something of a
+// member arrived.
 func NextChange(members []PeerStatus, leader uint64, target int, grace time.Duration, heard func(PeerStatus) time.Duration) Change {
 	const catchUp = 1000 // entries that a new voter may lack
 	var head uint64
@@ -49,7 +50,12 @@ func NextChange(members []PeerStatus, leader uint64, target int, grace time.Dura
 			ready = append(ready, m)
 		}
 	}
-	slices.SortFunc(ready, func(a, b PeerStatus) int { return cmp.Or(cmp.Compare(b.Match, a.Match), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(ready, func(a, b PeerStatus) int {
+		if a.Prefer != b.Prefer {
+			return map[bool]int{true: -1, false: 1}[a.Prefer]
+		}
+		return cmp.Or(cmp.Compare(b.Match, a.Match), cmp.Compare(a.ID, b.ID))
+	})
 	want := wantedVoters(len(members), target)
 	switch {
 	case len(voters) < want && len(ready) > 0 && (len(ready)+len(voters) >= want || len(voters)%2 == 0):
@@ -65,11 +71,14 @@ func NextChange(members []PeerStatus, leader uint64, target int, grace time.Dura
 }
 
 // Rebalance makes the next change that NextChange chooses, if this member leads;
-// changed says that there was one.
-func (s *Store) Rebalance(ctx context.Context, target int, grace time.Duration) (c Change, changed bool, err error) {
+// changed says that there was one. prefer are members that should vote if they can.
+func (s *Store) Rebalance(ctx context.Context, target int, grace time.Duration, prefer ...uint64) (c Change, changed bool, err error) {
 	members, err := s.Peers(ctx)
 	if err != nil {
 		return Change{}, false, err
+	}
+	for i := range members {
+		members[i].Prefer = slices.Contains(prefer, members[i].ID)
 	}
 	since := time.Now()
 	if v := s.node.view(); v.leader != s.member {

@@ -13,11 +13,11 @@ import (
 )
 
 // parse reads members as "v1 v2! l3@90": voters and learners, ! for one that is
-// silent, @ for how much of a log of 10000 it has.
+// silent, @ for how much of a log of 10000 it has; w is a learner to prefer.
 func parse(s string) (out []PeerStatus, heard func(PeerStatus) time.Duration) {
 	silent := map[uint64]bool{}
 	for _, w := range strings.Fields(s) {
-		m := PeerStatus{Learner: w[0] == 'l', Match: 10000}
+		m := PeerStatus{Learner: w[0] != 'v', Prefer: w[0] == 'w', Match: 10000}
 		w, at, behind := strings.Cut(w[1:], "@")
 		if behind {
 			fmt.Sscan(at, &m.Match)
@@ -53,6 +53,13 @@ func TestNextChange(t *testing.T) {
 		{"v1 v2 v3 v4 v5 l6 l7", 5, Change{}},
 		{"v1 v2 v3 l4 l5", 3, Change{}},
 		{"v1 l2 l3", 1, Change{}},
+		{"v1 l2 w3", 5, Change{Promote: 3}},
+		{"v1 v2 l3 w4", 5, Change{Promote: 4}},
+		{"v1 l2 w3@9500", 5, Change{Promote: 3}}, // it lacks little
+		{"v1 l2 l3 w4@10", 5, Change{Promote: 2}},
+		{"v1 w2", 5, Change{}},
+		{"v1 v2 v3 w4", 5, Change{}},
+		{"v1 v2 v3! l4 w5!", 5, Change{Demote: 3}},
 		{"v1 l2 l3@10", 5, Change{}},             // one alone would make it even
 		{"v1 l2@9500 l3", 5, Change{Promote: 3}}, // the one that has more
 		{"v1 l2 l3!", 5, Change{}},

@@ -39,8 +39,10 @@ func listen(c *config) (p ports, err error) {
 	if p.api, err = net.Listen("tcp", c.apiListen); err != nil {
 		return p, fmt.Errorf("--api-listen: %w", err)
 	}
-	if p.kubelet, err = net.Listen("tcp", c.kubeletListen); err != nil {
-		return p, errors.Join(fmt.Errorf("--kubelet-listen: %w", err), p.close())
+	if c.role != roleWitness {
+		if p.kubelet, err = net.Listen("tcp", c.kubeletListen); err != nil {
+			return p, errors.Join(fmt.Errorf("--kubelet-listen: %w", err), p.close())
+		}
 	}
 	if c.etcdListen != "" {
 		if p.etcd, err = net.Listen("tcp", c.etcdListen); err != nil {
@@ -147,7 +149,9 @@ func (d *device) serve(ctx context.Context, g *errgroup.Group) {
 	api.Handle("/", d.api)
 	api.Handle(join.Path, d.joinHandler())
 	d.serveOn(ctx, g, d.ports.api, &http.Server{Handler: api, TLSNextProto: d.alpnHandlers(ctx)}, true)
-	d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.guard(&d.node)}, true)
+	if d.ports.kubelet != nil {
+		d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.guard(&d.node)}, true)
+	}
 	d.serveEtcd(ctx, g)
 }
 

@@ -244,7 +244,7 @@ func (d *device) admit(ctx context.Context, req join.Request) (join.Answer, erro
 		if asked || m.Name != req.NodeName && (m.Name == "" || !slices.Equal(m.PeerURLs, req.PeerURLs)) {
 			continue
 		}
-		if m.ID == d.store.MemberID() || d.isReady(m.Name) {
+		if m.ID == d.store.MemberID() || d.isReady(m.Name) || slices.Contains(d.witnesses(ctx), m.ID) {
 			return join.Answer{}, &join.RequestError{Reason: fmt.Sprintf("a device %q at %s is there already: give this one another --node-name or address", m.Name, strings.Join(m.PeerURLs, ","))}
 		}
 		d.log.Info("a device that joins takes the place of what it was", "device", m.Name, "member", fmt.Sprintf("%x", m.ID))

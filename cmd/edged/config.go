@@ -37,6 +37,7 @@ type config struct {
 	join          []string
 	token         string
 	tokenFile     string
+	role          string
 	voters        int
 
 	discovery, clusterName, clusterSecretFile string
@@ -100,6 +101,7 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.clusterName, "cluster-name", "", "`name` of the cluster for --discovery")
 	fs.StringVar(&c.clusterSecretFile, "cluster-secret-file", "", "`file` that holds the secret that the devices of --cluster-name have in common: a random text of at least 16 characters")
 	fs.IntVar(&c.bootstrapExpect, "bootstrap-expect", 1, "how many devices must be there before --discovery founds a cluster: more than half of those that will be")
+	fs.StringVar(&c.role, "role", roleAuto, "auto; witness: vote and hold the state, run no Pods")
 	fs.IntVar(&c.voters, "voters", raftstore.DefaultVoters, "how many devices vote at most; the others keep the state too")
 	fs.StringVar(&c.clusterCIDR, "cluster-cidr", "10.42.0.0/16", "`prefix` of Pod addresses, or an IPv4 and an IPv6 one; each device gets a /24, a /64 of it")
 	fs.StringVar(&c.serviceCIDR, "service-cidr", "10.43.0.0/16", "`prefix` of Service addresses, or an IPv4 and an IPv6 one")
@@ -222,6 +224,9 @@ func (c *config) validate() error {
 	}
 	if err := c.validateJoin(); err != nil {
 		return err
+	}
+	if c.role != roleAuto && c.role != roleWitness {
+		return misusef("--role: %q is not auto or witness", c.role)
 	}
 	if err := c.validateDiscovery(); err != nil {
 		return err

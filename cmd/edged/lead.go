@@ -31,6 +31,10 @@ func (d *device) lead(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	d.store.RunWhileLeader(ctx, func(ctx context.Context) {
+		if d.cfg.role == roleWitness {
+			d.handOver(ctx)
+			return
+		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return d.balanceVoters(ctx) })
 		g.Go(func() error {
@@ -91,7 +95,7 @@ func (d *device) balanceVoters(ctx context.Context) error {
 			}
 			continue
 		}
-		c, changed, err := d.store.Rebalance(ctx, d.cfg.voters, voterGrace)
+		c, changed, err := d.store.Rebalance(ctx, d.cfg.voters, voterGrace, d.witnesses(ctx)...)
 		switch {
 		case err != nil && ctx.Err() == nil && !errors.Is(err, raftstore.ErrLearnerNotReady):
 			d.log.Warn("the voters were not changed", "err", err)

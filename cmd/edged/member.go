@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -64,7 +65,7 @@ func (d *device) members(ctx context.Context) ([]controlMember, error) {
 	if err != nil {
 		return nil, err
 	}
-	leader := d.store.Leader()
+	leader, witnesses := d.store.Leader(), d.witnesses(ctx)
 	out := []controlMember{}
 	for _, m := range list.Members {
 		role := "voter"
@@ -73,6 +74,9 @@ func (d *device) members(ctx context.Context) ([]controlMember, error) {
 			role = "leader"
 		case m.IsLearner:
 			role = "learner"
+		}
+		if slices.Contains(witnesses, m.ID) {
+			role += " (witness)"
 		}
 		out = append(out, controlMember{ID: fmt.Sprintf("%x", m.ID), Name: m.Name, PeerURLs: m.PeerURLs, Role: role, Ready: d.isReady(m.Name)})
 	}
@@ -97,6 +101,9 @@ func (d *device) findMember(ctx context.Context, text string) (*pb.Member, error
 // removeMember takes a device out: its vote, its copy of the state and its Node.
 func (d *device) removeMember(ctx context.Context, m *pb.Member) error {
 	if _, err := d.store.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: m.ID}); err != nil {
+		return err
+	}
+	if err := d.forgetWitness(ctx, m.ID); err != nil {
 		return err
 	}
 	d.log.Info("a device was removed", "device", m.Name, "member", fmt.Sprintf("%x", m.ID))

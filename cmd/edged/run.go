@@ -202,6 +202,9 @@ func (d *device) run(ctx context.Context) error {
 		if err := d.registry.WaitReady(ctx); err != nil {
 			return endOf(ctx, err)
 		}
+		if d.cfg.role == roleWitness {
+			return d.runWitness(ctx)
+		}
 		if !d.knowsItself() {
 			// A device that joins has to see the cluster first.
 			select {
@@ -210,6 +213,7 @@ func (d *device) run(ctx context.Context) error {
 			case <-d.store.Ready():
 			}
 		}
+		g.Go(func() error { return d.tellRole(ctx) })
 		return d.runNode(ctx, g)
 	})
 	g.Go(func() error { return d.runDiscovery(ctx) })

@@ -72,6 +72,9 @@ func (d *device) status() controlStatus {
 	case st.IsLearner:
 		role = "learner"
 	}
+	if d.cfg.role == roleWitness {
+		role += " (witness)"
+	}
 	s := controlStatus{
 		Node: d.cfg.nodeName, Address: d.nodeIP.String(), Version: version, Role: role, Ready: d.readiness() == nil, RunsPods: d.running.Load(),
 		MemberID: fmt.Sprintf("%x", st.MemberID), Revision: st.Revision, StoreBytes: st.SizeBytes, DiskFull: st.NoSpace,
@@ -92,23 +95,33 @@ var errStarting = errors.New("the container runtime is starting; try again in a 
 // lateEngine is the engine once it is open.
 type lateEngine struct{ d *device }
 
+func (l lateEngine) ready() error {
+	switch {
+	case l.d.cfg.role == roleWitness:
+		return errWitness
+	case !l.d.running.Load():
+		return errStarting
+	}
+	return nil
+}
+
 func (l lateEngine) ImportImages(ctx context.Context, r io.Reader) ([]engine.Image, error) {
-	if !l.d.running.Load() {
-		return nil, errStarting
+	if err := l.ready(); err != nil {
+		return nil, err
 	}
 	return l.d.engine.ImportImages(ctx, r)
 }
 
 func (l lateEngine) Images(ctx context.Context) ([]engine.Image, error) {
-	if !l.d.running.Load() {
-		return nil, errStarting
+	if err := l.ready(); err != nil {
+		return nil, err
 	}
 	return l.d.engine.Images(ctx)
 }
 
 func (l lateEngine) RemoveImage(ctx context.Context, ref string) error {
-	if !l.d.running.Load() {
-		return errStarting
+	if err := l.ready(); err != nil {
+		return err
 	}
 	return l.d.engine.RemoveImage(ctx, ref)
 }

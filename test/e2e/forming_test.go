@@ -80,3 +80,67 @@ func TestFiveDevicesFormACluster(t *testing.T) {
 		t.Error("a device with another secret has a cluster of its own though it expects two")
 	}
 }
+
+// TestWitness: two devices and a witness form by themselves; whichever of the three
+// is lost, writes go on. The witness runs no Pods and is small.
+func TestWitness(t *testing.T) {
+	sw := harness.NewSwitch(t)
+	secret := secretFile(t, "correct horse battery staple")
+	devices := []*harness.Device{
+		harness.New(t, sw, 1, zeroTouch(secret, 3)...), harness.New(t, sw, 2, zeroTouch(secret, 3)...),
+		harness.New(t, sw, 3, append(zeroTouch(secret, 3), "--role", "witness")...),
+	}
+	witness := devices[2]
+	for _, d := range devices {
+		d.Start()
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("%s:\n%s", d.Name, d.LogTail())
+			}
+		})
+	}
+	for _, d := range devices {
+		d.WaitReady()
+	}
+	allReady(t, devices[0], 2) // and there is no third Node
+	witness.Eventually(30*time.Second, "a witness that does not lead", func() error {
+		out, err := witness.Edged("member", "list", "--run-dir", witness.RunDir())
+		if err == nil && (!strings.Contains(out, "voter (witness)") || strings.Count(out, "leader") != 1) {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+	if out, err := witness.Edged("image", "list", "--run-dir", witness.RunDir()); err == nil || !strings.Contains(err.Error(), "witness") {
+		t.Errorf("images of a witness: %q %v", out, err)
+	}
+	n := 0
+	write := func(d *harness.Device, without string) {
+		t.Helper()
+		start := time.Now()
+		d.Eventually(60*time.Second, "writing without "+without, func() error {
+			n++
+			_, err := d.Kubectl("", "create", "configmap", fmt.Sprintf("c%d", n), "--request-timeout=3s")
+			return err
+		})
+		t.Logf("without %s writes were accepted after %v", without, time.Since(start).Round(100*time.Millisecond))
+	}
+	for i, lost := range devices {
+		other := devices[(i+1)%2]
+		lost.PowerOff()
+		write(other, lost.Name)
+		lost.Reboot()
+		lost.WaitReady()
+		other.Eventually(60*time.Second, "complete", func() error {
+			_, err := lost.Client().CoreV1().ConfigMaps("default").Get(context.Background(), fmt.Sprintf("c%d", n), metav1.GetOptions{})
+			return err
+		})
+	}
+	// The witness gives back what starting took, ten seconds after.
+	if mem, err := witness.Memory(); err == nil {
+		for _, m := range mem {
+			if m.Command == "edged" {
+				t.Logf("witness: RSS %.1f MB, PSS %.1f MB, anonymous %.1f MB", float64(m.RSS)/1e6, float64(m.PSS)/1e6, float64(m.Anon)/1e6)
+			}
+		}
+	}
+}
