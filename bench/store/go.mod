@@ -3,6 +3,7 @@ module edged/bench/store
 go 1.26.0
 
 require (
+	github.com/hanwen/go-fuse/v2 v2.8.0
 	go.etcd.io/etcd/client/v3 v3.7.3
 	go.etcd.io/etcd/server/v3 v3.7.3
 	go.uber.org/zap v1.27.1

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -158,7 +160,7 @@ var groups = []struct {
 	run  func(*bench, context.Context, *server) error
 }{
 	{"empty", (*bench).empty}, {"puts", (*bench).puts}, {"reads", (*bench).reads}, {"watches", (*bench).watches},
-	{"sizes", (*bench).sizes}, {"failover", (*bench).failover},
+	{"slow", (*bench).slow}, {"sizes", (*bench).sizes}, {"failover", (*bench).failover},
 }
 
 func groupNames() (names []string) {
@@ -196,8 +198,16 @@ func (b *bench) add(s *server, what, unit string, more bool, budget, value float
 	b.table.add(s.name, what, unit, more, budget, value)
 }
 
-func (b *bench) empty(_ context.Context, s *server) error {
-	b.add(s, "resident, empty", "MB", false, 0.5, s.m.rss())
+// settled is how long after a load memory is looked at again.
+const settled = 10 * time.Second
+
+func (b *bench) empty(ctx context.Context, s *server) error {
+	b.add(s, "resident, empty, just started", "MB", false, 0, s.m.rss())
+	time.Sleep(settled)
+	if _, err := s.client.Get(ctx, "ready"); err != nil {
+		return err
+	}
+	b.add(s, "resident, empty, after 10 s", "MB", false, 0.5, s.m.rss())
 	return nil
 }
 
@@ -230,7 +240,35 @@ func (b *bench) puts(ctx context.Context, s *server) error {
 		b.add(s, "flushes per put, "+what, "", false, 0, (flushes2-flushes)/float64(calls))
 	}
 	b.add(s, "resident, after the puts", "MB", false, 0, s.m.rss())
-	return nil
+	time.Sleep(settled)
+	if _, err := s.client.Get(ctx, "ready"); err != nil {
+		return err
+	}
+	b.add(s, "resident, 10 s later", "MB", false, 0, s.m.rss())
+	return b.noise(ctx, s)
+}
+
+// noise measures the bytes of values that nothing can shorten.
+func (b *bench) noise(ctx context.Context, s *server) error {
+	before, _, err := s.disk.counts()
+	if err != nil {
+		return err
+	}
+	_, calls, err := load(ctx, s.m.endpoint, 1000, b.seconds, func(ctx context.Context, c *clientv3.Client, i int) error {
+		value := make([]byte, 256)
+		for at := 0; at < len(value); at += 8 {
+			binary.LittleEndian.PutUint64(value[at:], rand.Uint64())
+		}
+		_, err := c.Put(ctx, key(i), string(value))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	syscall.Sync()
+	after, _, err := s.disk.counts()
+	b.add(s, "bytes to the block layer per put of noise, 1000 clients", "B", false, 0, (after-before)/float64(calls))
+	return err
 }
 
 func (b *bench) reads(ctx context.Context, s *server) error {

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// syncDelay is what a slow card adds to each sync.
+const syncDelay = 20 * time.Millisecond
+
+// slowNode is a file or folder of a file system that is another one's, but for
+// syncs: they take syncDelay longer. Neither server is told; both are static
+// binaries, into which no library could be loaded instead.
+type slowNode struct{ fs.LoopbackNode }
+
+// Fsync is part of fs.NodeFsyncer.
+func (n *slowNode) Fsync(ctx context.Context, f fs.FileHandle, flags uint32) syscall.Errno {
+	time.Sleep(syncDelay)
+	if s, ok := f.(fs.FileFsyncer); ok {
+		return s.Fsync(ctx, flags)
+	}
+	return 0
+}
+
+// slowDisk mounts the folder from, with slow syncs, at to.
+func slowDisk(from, to string) (unmount func() error, err error) {
+	for _, dir := range []string{from, to} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	root := &fs.LoopbackRoot{Path: from}
+	root.NewNode = func(root *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
+		return &slowNode{fs.LoopbackNode{RootData: root}}
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(from, &st); err != nil {
+		return nil, err
+	}
+	root.Dev = uint64(st.Dev)
+	top := root.NewNode(root, nil, "", &st)
+	root.RootNode = top
+	long := time.Minute
+	srv, err := fs.Mount(to, top, &fs.Options{AttrTimeout: &long, EntryTimeout: &long, MountOptions: fuse.MountOptions{DirectMount: true, FsName: "slow"}})
+	if err != nil {
+		return nil, fmt.Errorf("mount the slow disk: %w", err)
+	}
+	return srv.Unmount, nil
+}
+
+// slow measures puts where each sync takes 20 ms more.
+func (b *bench) slow(ctx context.Context, s *server) (err error) {
+	mount := filepath.Join(s.disk.mount, "slow")
+	unmount, err := slowDisk(filepath.Join(s.disk.mount, "slow-files"), mount)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if uerr := unmount(); err == nil {
+			err = uerr
+		}
+	}()
+	m, err := start(s.binary, mount, "slow", 35379, "")
+	if err != nil {
+		return err
+	}
+	defer m.stop(syscall.SIGKILL)
+	c, err := client(m.endpoint)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := ready(ctx, c, time.Now()); err != nil {
+		return err
+	}
+	value := strings.Repeat("v", 256)
+	for _, n := range []int{1, 1000} {
+		rate, _, err := load(ctx, m.endpoint, n, b.seconds, func(ctx context.Context, c *clientv3.Client, i int) error {
+			_, err := c.Put(ctx, key(i), value)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		b.add(s, fmt.Sprintf("puts, each sync 20 ms longer, %d clients", n), "1/s", true, map[int]float64{1000: 2}[n], rate)
+	}
+	return nil
+}
