@@ -29,8 +29,10 @@ type calls struct {
 	// sent and received are bytes of gRPC connections.
 	sent, received atomic.Uint64
 
+	// versions counts unary calls and streams by the clients' versions. The map is
+	// replaced, with mu held, never changed.
+	versions atomic.Pointer[map[string]*[2]atomic.Uint64]
 	mu       sync.Mutex
-	versions map[string]*[2]atomic.Uint64 // guarded by mu: unary calls and streams by the clients' versions
 }
 
 const lastCode = codes.Unauthenticated
@@ -46,7 +48,7 @@ type method struct {
 // fill makes room for the methods of s; before it nothing is counted.
 func (c *calls) fill(s *grpc.Server) {
 	c.methods = map[string]*method{}
-	c.versions = map[string]*[2]atomic.Uint64{}
+	c.versions.Store(&map[string]*[2]atomic.Uint64{})
 	for service, info := range s.GetServiceInfo() {
 		for _, m := range info.Methods {
 			kind := "unary"
@@ -144,25 +146,31 @@ const (
 
 func (c *calls) client(ctx context.Context, kind int) {
 	version := "unknown"
-	if md, ok := metadata.FromIncomingContext(ctx); ok {
-		if v := md[rpctypes.MetadataClientAPIVersionKey]; len(v) > 0 && utf8.ValidString(v[0]) && len(v[0]) < 32 {
-			version = v[0]
-		}
+	if v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataClientAPIVersionKey); len(v) > 0 && utf8.ValidString(v[0]) && len(v[0]) < 32 {
+		version = v[0]
 	}
-	c.mu.Lock()
-	n := c.versions[version]
+	n := (*c.versions.Load())[version]
 	if n == nil {
-		if len(c.versions) >= maxVersions {
-			version = otherVersion
-			n = c.versions[version]
-		}
-		if n == nil {
-			n = new([2]atomic.Uint64)
-			c.versions[strings.Clone(version)] = n
-		}
+		n = c.newVersion(version)
 	}
-	c.mu.Unlock()
 	n[kind].Add(1)
+}
+
+func (c *calls) newVersion(version string) *[2]atomic.Uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := *c.versions.Load()
+	if old[version] == nil && len(old) >= maxVersions {
+		version = otherVersion
+	}
+	if n := old[version]; n != nil {
+		return n
+	}
+	all := maps.Clone(old)
+	n := new([2]atomic.Uint64)
+	all[strings.Clone(version)] = n
+	c.versions.Store(&all)
+	return n
 }
 
 // bytesOn counts the bytes of a connection of gRPC.
@@ -246,9 +254,7 @@ func (s *Server) Stats() Stats {
 		}
 		out.Methods = append(out.Methods, st)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for version, n := range c.versions {
+	for version, n := range *c.versions.Load() {
 		out.Clients = append(out.Clients, ClientStats{version, n[0].Load(), n[1].Load()})
 	}
 	slices.SortFunc(out.Clients, func(a, b ClientStats) int { return cmp.Compare(a.Version, b.Version) })

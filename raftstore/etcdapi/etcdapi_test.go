@@ -36,6 +36,7 @@ import (
 // served is a store behind its API, on a port of the loopback.
 type served struct {
 	store *raftstore.Store
+	srv   *etcdapi.Server
 	addr  string
 	conn  *grpc.ClientConn
 	kv    pb.KVClient
@@ -71,7 +72,7 @@ func serve(t *testing.T, conf raftstore.Config, api etcdapi.Config) *served {
 		}
 	})
 	return &served{
-		store: store, addr: l.Addr().String(), conn: conn, kv: pb.NewKVClient(conn), watch: pb.NewWatchClient(conn),
+		store: store, srv: srv, addr: l.Addr().String(), conn: conn, kv: pb.NewKVClient(conn), watch: pb.NewWatchClient(conn),
 		lease: pb.NewLeaseClient(conn), maint: pb.NewMaintenanceClient(conn), auth: pb.NewAuthClient(conn),
 	}
 }
