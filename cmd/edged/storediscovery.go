@@ -73,8 +73,8 @@ func (d *discoveryConfig) check() error {
 // errFull refuses who comes when the founders are complete.
 var errFull = errors.New("discovery: cluster is full")
 
-// discovery is one member's part.
-type discovery struct {
+// finder is one member's part.
+type finder struct {
 	*discoveryConfig
 	log      *slog.Logger
 	self     string // member id
@@ -92,7 +92,7 @@ func (c *storeConfig) discover(ctx context.Context, log *slog.Logger) ([]raftsto
 	for i, u := range c.advertisePeer {
 		items[i] = c.name + "=" + u
 	}
-	d := &discovery{
+	d := &finder{
 		discoveryConfig: &c.discovery, log: log, prefix: "/_etcd/registry/" + c.discovery.token,
 		self: strconv.FormatUint(consensus.MemberID(c.advertisePeer, c.discovery.token, 0), 16), entry: strings.Join(items, ","),
 	}
@@ -124,7 +124,7 @@ func (c *storeConfig) discover(ctx context.Context, log *slog.Logger) ([]raftsto
 // errDiscoveryMisuse is of what trying again does not mend.
 var errDiscoveryMisuse = errors.New("discovery")
 
-func (d *discovery) through(ctx context.Context, endpoint string) ([]raftstore.InitialMember, error) {
+func (d *finder) through(ctx context.Context, endpoint string) ([]raftstore.InitialMember, error) {
 	creds, err := d.credentials(endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errDiscoveryMisuse, err)
@@ -152,7 +152,7 @@ func (d *discovery) through(ctx context.Context, endpoint string) ([]raftstore.I
 	return d.join()
 }
 
-func (d *discovery) credentials(endpoint string) (credentials.TransportCredentials, error) {
+func (d *finder) credentials(endpoint string) (credentials.TransportCredentials, error) {
 	secure := strings.HasPrefix(endpoint, "https://") || !d.insecure || d.cert != "" || d.ca != ""
 	if !secure || strings.HasPrefix(endpoint, "http://") {
 		return insecure.NewCredentials(), nil
@@ -175,7 +175,7 @@ func (d *discovery) credentials(endpoint string) (credentials.TransportCredentia
 	return credentials.NewTLS(conf), nil
 }
 
-func (d *discovery) authenticate(ctx context.Context, auth pb.AuthClient) error {
+func (d *finder) authenticate(ctx context.Context, auth pb.AuthClient) error {
 	name, password, found := strings.Cut(d.user, ":")
 	if !found {
 		password = d.password
@@ -191,7 +191,7 @@ func (d *discovery) authenticate(ctx context.Context, auth pb.AuthClient) error 
 }
 
 // join is the protocol: look, register, look again, wait.
-func (d *discovery) join() ([]raftstore.InitialMember, error) {
+func (d *finder) join() ([]raftstore.InitialMember, error) {
 	size, err := d.size()
 	if err != nil {
 		return nil, err
@@ -223,11 +223,11 @@ func (d *discovery) join() ([]raftstore.InitialMember, error) {
 	return d.decode(founders[:size])
 }
 
-func (d *discovery) call() (context.Context, context.CancelFunc) {
+func (d *finder) call() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(d.authored, d.callTimeout)
 }
 
-func (d *discovery) size() (int, error) {
+func (d *finder) size() (int, error) {
 	ctx, cancel := d.call()
 	defer cancel()
 	key := d.prefix + "/_config/size"
@@ -245,10 +245,10 @@ func (d *discovery) size() (int, error) {
 	return n, nil
 }
 
-func (d *discovery) members() string { return d.prefix + "/members" }
+func (d *finder) members() string { return d.prefix + "/members" }
 
 // registered returns the founders in the order in which they came.
-func (d *discovery) registered() ([]*mvccpb.KeyValue, int64, error) {
+func (d *finder) registered() ([]*mvccpb.KeyValue, int64, error) {
 	ctx, cancel := d.call()
 	defer cancel()
 	resp, err := d.kv.Range(ctx, &pb.RangeRequest{Key: []byte(d.members() + "/"), RangeEnd: []byte(d.members() + "0")})
@@ -260,13 +260,13 @@ func (d *discovery) registered() ([]*mvccpb.KeyValue, int64, error) {
 }
 
 // among reports whether this member is one of the first n.
-func (d *discovery) among(founders []*mvccpb.KeyValue, n int) bool {
+func (d *finder) among(founders []*mvccpb.KeyValue, n int) bool {
 	return slices.ContainsFunc(founders[:min(n, len(founders))], func(kv *mvccpb.KeyValue) bool {
 		return string(kv.Key) == d.members()+"/"+d.self
 	})
 }
 
-func (d *discovery) register() error {
+func (d *finder) register() error {
 	ctx, cancel := d.call()
 	defer cancel()
 	_, err := d.kv.Put(ctx, &pb.PutRequest{Key: []byte(d.members() + "/" + d.self), Value: []byte(d.entry)})
@@ -274,7 +274,7 @@ func (d *discovery) register() error {
 }
 
 // wait watches until there are as many founders as there are to be.
-func (d *discovery) wait(from int64, size int) ([]*mvccpb.KeyValue, error) {
+func (d *finder) wait(from int64, size int) ([]*mvccpb.KeyValue, error) {
 	ctx, cancel := context.WithCancel(d.authored)
 	defer cancel()
 	stream, err := d.watch.Watch(ctx)
@@ -308,7 +308,7 @@ func (d *discovery) wait(from int64, size int) ([]*mvccpb.KeyValue, error) {
 	}
 }
 
-func (d *discovery) decode(kvs []*mvccpb.KeyValue) ([]raftstore.InitialMember, error) {
+func (d *finder) decode(kvs []*mvccpb.KeyValue) ([]raftstore.InitialMember, error) {
 	var found storeConfig
 	entries := make([]string, len(kvs))
 	for i, kv := range kvs {
