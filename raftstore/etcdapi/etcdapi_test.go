@@ -289,6 +289,42 @@ func TestQuietWatchesAreToldHowFarTheyAre(t *testing.T) {
 	}
 }
 
+// A watch that begins in the future is not told how far the store is: clients
+// go on after what they were told when a connection breaks.
+func TestFutureWatchesAreToldNothing(t *testing.T) {
+	s := serve(t, raftstore.Config{}, etcdapi.Config{ProgressInterval: 10 * time.Millisecond})
+	w := s.stream(t)
+	rev := s.put(t, "b", "1")
+	future := w.create(&pb.WatchCreateRequest{Key: []byte("b"), StartRevision: rev + 3, ProgressNotify: true}).WatchId
+	present := w.create(&pb.WatchCreateRequest{Key: []byte("a"), ProgressNotify: true}).WatchId
+	if err := w.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if r := w.next(); r.WatchId != present {
+			t.Fatalf("at revision %d: %v", rev, r)
+		}
+	}
+	for range 3 {
+		rev = s.put(t, "b", "2")
+	}
+	for {
+		r := w.next()
+		if r.WatchId == present {
+			continue
+		}
+		if r.Header.Revision < rev-1 {
+			t.Fatalf("told of revision %d", r.Header.Revision)
+		}
+		if len(r.Events) > 0 {
+			if r.WatchId != future || len(r.Events) != 1 || r.Events[0].Kv.ModRevision != rev {
+				t.Fatalf("want one event, of revision %d: %v", rev, r)
+			}
+			return
+		}
+	}
+}
+
 func TestUsers(t *testing.T) {
 	for _, token := range []string{"simple", "jwt"} {
 		t.Run(token, func(t *testing.T) {

@@ -88,6 +88,10 @@ type watch struct {
 	slow                       bool // reads history that is older than the newest
 }
 
+// ahead says that a watch begins after the revision that comes next. To tell it
+// how far the store is would tell the client to go on from there.
+func (x *watch) ahead(rev int64) bool { return x.from.Position() > rev }
+
 func (w *watchStream) run(ctx context.Context, requests <-chan *pb.WatchRequest, failed <-chan error) error {
 	defer func() {
 		if w.tick != nil {
@@ -115,7 +119,7 @@ func (w *watchStream) run(ctx context.Context, requests <-chan *pb.WatchRequest,
 			w.ask = false
 		case wake == nil:
 			wake = idle // there is more to read: look for requests only
-		case w.ask:
+		case w.ask && !slices.ContainsFunc(w.watches, func(x *watch) bool { return x.ahead(rev) }):
 			w.ask = false
 			if err := w.send(&pb.WatchResponse{Header: w.headerAt(rev), WatchId: noWatch}); err != nil {
 				return err
@@ -228,13 +232,13 @@ func (w *watchStream) fragments(resp *pb.WatchResponse) error {
 }
 
 // progress tells watches that wanted to know and have been quiet how far they
-// are; not those that still have something to read.
+// are; not those that still have something to read, or begin later.
 func (w *watchStream) progress(rev int64, busy bool) error {
 	for _, x := range w.watches {
 		if !x.progress {
 			continue
 		}
-		if x.quiet && !busy {
+		if x.quiet && !busy && !x.ahead(rev) {
 			if err := w.send(&pb.WatchResponse{Header: w.headerAt(rev), WatchId: x.id}); err != nil {
 				return err
 			}

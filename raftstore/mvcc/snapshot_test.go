@@ -278,3 +278,25 @@ func TestWatchFromTheCompactedRevisionSeesADeletion(t *testing.T) {
 		t.Fatalf("a watch from before the compaction: %v", err)
 	}
 }
+
+// A compaction between a write and the watcher that follows takes nothing from
+// it: what came last is in memory.
+func TestWatcherIsNotOvertakenByACompaction(t *testing.T) {
+	m := newMachine(t)
+	m.put("k", "1")
+	w := m.db.Watch([]byte("k"), nil, 0, false)
+	m.put("k", "2")
+	m.put("k", "3")
+	m.apply(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: 4}})
+	if err := m.db.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := w.Next(t.Context())
+	if err != nil || len(b.Events) != 2 || b.Events[0].Kv.ModRevision != 3 || b.Events[1].Kv.ModRevision != 4 {
+		t.Fatalf("%v, %v", b, err)
+	}
+	// One that comes afterwards is refused, although the memory still has it.
+	if _, err := m.db.Watch([]byte("k"), nil, 3, false).Next(t.Context()); err != mvcc.ErrCompacted {
+		t.Fatalf("a watch from before the compaction: %v", err)
+	}
+}

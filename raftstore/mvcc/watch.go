@@ -96,6 +96,7 @@ type Watcher struct {
 	key, end   []byte
 	next       int64 // the first revision not yet delivered
 	withPrevKV bool
+	late       bool // what it asked for was compacted before it came
 }
 
 // Watch starts at revision start, or after the newest if start is 0.
@@ -108,7 +109,7 @@ func (db *DB) Watch(key, end []byte, start int64, prevKV bool) *Watcher {
 	if prevKV {
 		db.wantPrevious()
 	}
-	return &Watcher{db: db, key: bytes.Clone(key), end: bytes.Clone(end), next: start, withPrevKV: prevKV}
+	return &Watcher{db: db, key: bytes.Clone(key), end: bytes.Clone(end), next: start, withPrevKV: prevKV, late: start < db.compacted}
 }
 
 // wantPrevious has the next transactions keep what was before their changes; mu
@@ -116,8 +117,9 @@ func (db *DB) Watch(key, end []byte, start int64, prevKV bool) *Watcher {
 func (db *DB) wantPrevious() { db.wanted.Store(db.revision + ringRevisions) }
 
 // Next waits for events and returns them. ErrCompacted says that revisions
-// which the watcher still had to deliver are gone. A Watcher is used by one
-// goroutine at a time.
+// which the watcher still had to deliver are gone; a compaction that comes
+// between a write and a watcher that follows takes nothing from it. A Watcher is
+// used by one goroutine at a time.
 func (w *Watcher) Next(ctx context.Context) (Batch, error) {
 	for {
 		batch, changed, err := w.Poll()
@@ -163,7 +165,9 @@ func (w *Watcher) Poll() (batch Batch, changed <-chan struct{}, err error) {
 		db.mu.RUnlock()
 		return Batch{}, nil, ErrClosed
 	}
-	if w.next < db.compacted {
+	batches, ok := db.recent.from(w.next)
+	ok = ok && !(w.withPrevKV && slices.ContainsFunc(batches, func(b Batch) bool { return b.bare }))
+	if w.next < db.compacted && (w.late || !ok) {
 		db.mu.RUnlock()
 		return Batch{}, nil, ErrCompacted
 	}
@@ -175,8 +179,6 @@ func (w *Watcher) Poll() (batch Batch, changed <-chan struct{}, err error) {
 		db.mu.RUnlock()
 		return Batch{}, changed, nil
 	}
-	batches, ok := db.recent.from(w.next)
-	ok = ok && !(w.withPrevKV && slices.ContainsFunc(batches, func(b Batch) bool { return b.bare }))
 	to := db.revision
 	db.mu.RUnlock()
 	if !ok {
