@@ -75,6 +75,11 @@ test-etcd: build ## etcd's own tests on edged store: make test-etcd [SUITE=commo
 	bash test/etcd/build.sh test/etcd/work bin/edged
 	cd test/etcd && go run . -work work -suite '$(SUITE)' -focus '$(FOCUS)' $(if $(ALL),-all)
 
+.PHONY: test-robust
+test-robust: build ## members of edged store broken under load, judged by etcd's checkers: make test-robust [FAULT=regexp] [TRAFFIC=regexp] [ROUNDS=n]
+	cd test/robust && go build -o work/robust . && work/robust -bin ../../bin/edged -fault '$(FAULT)' -traffic '$(TRAFFIC)' -rounds $(or $(ROUNDS),1)
+	cd test/robust && work/robust -bin ../../bin/edged -prove -traffic '^etcd'
+
 .PHONY: cross cross-check
 cross: deps ## dist/: static binaries for every architecture, packages, SBOMs, checksums
 	bash .ci/cross.sh
@@ -95,4 +100,4 @@ unit-arm: ## unit tests of what can run under qemu-user, for arm64 and arm
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin dist .cache runtime/engine/payload/*.zst test/conformance/work test/etcd/work
+	rm -rf bin dist .cache runtime/engine/payload/*.zst test/conformance/work test/etcd/work test/robust/work
