@@ -57,6 +57,7 @@ type waiter struct {
 }
 
 type proposal struct {
+	id     uint64 // who waits for it
 	data   []byte
 	change *raftpb.ConfChange // if not data
 }
@@ -212,6 +213,7 @@ func (n *node) propose(ctx context.Context, id uint64, p proposal) (proto.Messag
 	if n.full.Load() {
 		return nil, ErrNoSpace
 	}
+	p.id = id
 	w := n.wait(id)
 	defer func() {
 		n.mu.Lock()
@@ -342,7 +344,7 @@ func (n *node) feed(full bool) bool {
 	case <-retry:
 	case p := <-proposals:
 		if full {
-			n.refuseAll(ErrNoSpace)
+			n.answer(p.id, result{err: ErrNoSpace}) // raft never saw it
 		} else {
 			n.take(p)
 		}
@@ -448,9 +450,9 @@ func (n *node) expire(w *waiter, term uint64) bool {
 	return true
 }
 
-// refuseAll answers everybody who waits for an entry: theirs go to disk later or
-// never.
-func (n *node) refuseAll(err error) {
+// letGo answers everybody who waits for an entry that raft may have: theirs go to
+// disk later or never, and other members may have them already.
+func (n *node) letGo(err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for id, w := range n.waiting {
@@ -516,7 +518,7 @@ func (n *node) process() (full bool, err error) {
 		if !n.full.Swap(true) {
 			n.log.Error("the disk is full: writes are refused until there is room", "err", err)
 		}
-		n.refuseAll(ErrNoSpace)
+		n.letGo(ErrTimeout)
 		return true, nil
 	}
 	if err != nil {

@@ -42,6 +42,8 @@ const (
 
 // Config says where a store is and what it accepts.
 type Config struct {
+	files vfs.FS // of the log, in tests; nil is the machine's
+
 	// Dir is the store's folder; it is made, mode 0700, if it is not there.
 	Dir string
 	// Name is the member's, for people.
@@ -190,7 +192,10 @@ func OpenUnready(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, log: cfg.Logger, db: db, tokens: tokens, ready: make(chan struct{}), disk: vfs.Measure(vfs.OS{}, "wal.append"), counters: newCounters(cfg)}
+	if cfg.files == nil {
+		cfg.files = vfs.OS{}
+	}
+	s := &Store{cfg: cfg, log: cfg.Logger, db: db, tokens: tokens, ready: make(chan struct{}), disk: vfs.Measure(cfg.files, "wal.append"), counters: newCounters(cfg)}
 	if err := s.start(ctx, exists); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}

@@ -8,10 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/tests/v3/robustness/client"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,7 +27,7 @@ type fault struct {
 	// compacted meanwhile, since what all witnesses miss cannot be judged.
 	dark   bool
 	flags  []string
-	inject func(ctx context.Context, c *cluster, draw *rand.Rand) error
+	inject func(ctx context.Context, c *cluster, draw *rand.Rand, clients *client.ClientSet) error
 }
 
 // short keeps so little of the log that who was away needs the whole state.
@@ -51,7 +53,7 @@ func wait(ctx context.Context, d time.Duration) {
 }
 
 // kill ends the leader, and the one that follows it as leader.
-func kill(ctx context.Context, c *cluster, draw *rand.Rand) error {
+func kill(ctx context.Context, c *cluster, draw *rand.Rand, _ *client.ClientSet) error {
 	for range 2 {
 		m, err := c.leader(ctx)
 		if err != nil {
@@ -70,7 +72,7 @@ func kill(ctx context.Context, c *cluster, draw *rand.Rand) error {
 }
 
 // killAll ends all members at once, as a power cut of the place would.
-func killAll(ctx context.Context, c *cluster, draw *rand.Rand) error {
+func killAll(ctx context.Context, c *cluster, draw *rand.Rand, _ *client.ClientSet) error {
 	for _, m := range c.all {
 		m.signal(syscall.SIGKILL)
 	}
@@ -87,7 +89,7 @@ func killAll(ctx context.Context, c *cluster, draw *rand.Rand) error {
 
 // pause stops the leader for longer than an election takes, and lets it go on
 // in the belief that it leads.
-func pause(ctx context.Context, c *cluster, draw *rand.Rand) error {
+func pause(ctx context.Context, c *cluster, draw *rand.Rand, _ *client.ClientSet) error {
 	m, err := c.leader(ctx)
 	if err != nil {
 		return err
@@ -99,7 +101,7 @@ func pause(ctx context.Context, c *cluster, draw *rand.Rand) error {
 }
 
 // partition cuts the leader off from the others; clients still reach it.
-func partition(ctx context.Context, c *cluster, draw *rand.Rand) error {
+func partition(ctx context.Context, c *cluster, draw *rand.Rand, _ *client.ClientSet) error {
 	m, err := c.leader(ctx)
 	if err != nil {
 		return err
@@ -113,7 +115,7 @@ func partition(ctx context.Context, c *cluster, draw *rand.Rand) error {
 }
 
 // oneWay lets the leader hear the others and them not hear it, or the reverse.
-func oneWay(ctx context.Context, c *cluster, draw *rand.Rand) error {
+func oneWay(ctx context.Context, c *cluster, draw *rand.Rand, _ *client.ClientSet) error {
 	m, err := c.leader(ctx)
 	if err != nil {
 		return err
@@ -142,7 +144,7 @@ func through(ctx context.Context, c *cluster, cut, mend []string, d time.Duratio
 
 // diskFull leaves a member no room, sees that it can still be read, and makes
 // room again. An etcd ends by itself then, and is started again.
-func diskFull(ctx context.Context, c *cluster, draw *rand.Rand) error {
+func diskFull(ctx context.Context, c *cluster, draw *rand.Rand, clients *client.ClientSet) error {
 	m := c.all[draw.IntN(members)]
 	if draw.IntN(2) == 0 {
 		lead, err := c.leader(ctx)
@@ -155,7 +157,10 @@ func diskFull(ctx context.Context, c *cluster, draw *rand.Rand) error {
 	if err := fill(ballast); err != nil {
 		return err
 	}
-	wait(ctx, 2500*time.Millisecond)
+	if err := m.useUp(ctx, clients); err != nil {
+		return err
+	}
+	wait(ctx, 1500*time.Millisecond)
 	err := m.readable(ctx)
 	if err := errors.Join(err, os.Remove(ballast), m.revive()); err != nil {
 		return err
@@ -164,6 +169,27 @@ func diskFull(ctx context.Context, c *cluster, draw *rand.Rand) error {
 		return err
 	}
 	return c.waitAll(ctx)
+}
+
+// useUp writes large values at a member until it refuses one, a part of what the
+// checkers judge: a server sets room aside for its log, which small ones would
+// not use up for long.
+func (m *member) useUp(ctx context.Context, clients *client.ClientSet) error {
+	cl, err := clients.NewClient([]string{m.endpoint()})
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	pad := strings.Repeat("x", 256<<10)
+	for i := range 64 {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		_, err := cl.Put(ctx, "ballast", fmt.Sprint(i, pad))
+		cancel()
+		if err != nil {
+			break
+		}
+	}
+	return nil
 }
 
 // fill takes all room on a disk.
@@ -229,7 +255,7 @@ func (c *cluster) disarm(ctx context.Context) error {
 
 // membership removes a follower, and takes it in again with an empty disk: as a
 // learner first, then as a voter.
-func membership(ctx context.Context, c *cluster, draw *rand.Rand) error {
+func membership(ctx context.Context, c *cluster, draw *rand.Rand, _ *client.ClientSet) error {
 	lead, err := c.leader(ctx)
 	if err != nil {
 		return err
@@ -307,7 +333,7 @@ func promote(ctx context.Context, cl *clientv3.Client, m *member) error {
 // lyingDisks is no fault that a store can survive: all members lose power and
 // their disks come back as they were some time ago. It shows that the checkers
 // find acknowledged writes that are gone.
-var lyingDisks = fault{name: "lying-disks", dark: true, inject: func(ctx context.Context, c *cluster, draw *rand.Rand) error {
+var lyingDisks = fault{name: "lying-disks", dark: true, inject: func(ctx context.Context, c *cluster, draw *rand.Rand, _ *client.ClientSet) error {
 	for _, m := range c.all {
 		m.signal(syscall.SIGSTOP)
 	}

@@ -158,7 +158,7 @@ func (h *history) drive(ctx context.Context, c *cluster, f fault, t load, draw *
 		compaction.Wait()
 	}
 	if err == nil {
-		if ferr := f.inject(ctx, c, draw); ferr != nil {
+		if ferr := f.inject(ctx, c, draw, clients); ferr != nil {
 			err = fmt.Errorf("fault %s: %w", f.name, ferr)
 		}
 	}
