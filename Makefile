@@ -44,11 +44,15 @@ lint: ## gofmt, go vet, staticcheck
 unit: payload ## unit tests with the race detector
 	CGO_ENABLED=1 go test -race -timeout 15m $$(go list ./... | grep -v '^edged/test/e2e')
 
+# What reads bytes of a disk or a stranger: each is fuzzed for a minute by test-soak.
+FUZZ := FuzzOpen@raftstore/wal FuzzRows@raftstore/mvcc FuzzApply@raftstore/mvcc FuzzMembership@raftstore/consensus \
+	FuzzConnection@raftstore/peer FuzzSnapshotFile@raftstore FuzzGateway@raftstore/etcdapi FuzzRequest@raftstore/etcdapi \
+	FuzzParseToken@cluster/join FuzzRequest@cluster/join FuzzClusterFile@cmd/edged
+
 .PHONY: test-soak
-test-soak: ## 1000 simulated clusters, and the store's decoders fuzzed
+test-soak: ## 1000 simulated clusters, and every decoder fuzzed
 	go test -count=1 -timeout 60m ./raftstore/sim -run TestSeeds -v -seeds 1000
-	go test -fuzz FuzzOpen -fuzztime 60s ./raftstore/wal
-	go test -fuzz FuzzConnection -fuzztime 60s ./raftstore/peer
+	for f in $(FUZZ); do go test -run '^$$' -fuzz "^$${f%@*}$$" -fuzztime 60s ./$${f#*@} || exit 1; done
 
 .PHONY: e2e
 e2e: build kubectl ## end-to-end tests on devices in namespaces

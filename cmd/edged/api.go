@@ -107,11 +107,12 @@ func (d *device) openAPI() (err error) {
 	d.registry.SetAdmission(chain)
 	d.kubelets = &http.Transport{TLSClientConfig: d.identity.KubeletClientTLS(), IdleConnTimeout: 30 * time.Second, MaxIdleConnsPerHost: 2, TLSHandshakeTimeout: 10 * time.Second}
 	d.onClose(func() error { d.kubelets.CloseIdleConnections(); return nil })
+	d.openBackups()
 	d.api, err = apiserver.New(apiserver.Config{
 		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d,
 		Version: apiVersion(), ServerAddress: fmt.Sprintf("%s:%d", d.nodeIP, c.parsed.api.Port()),
 		Ready: d.readiness, Logger: d.log,
-		Metrics: metricsHandler(storeCollector(d.store), counts.requests, counts.writes), Observe: counts.observe,
+		Metrics: metricsHandler(storeCollector(d.store), counts.requests, counts.writes, backupMetrics{d}), Observe: counts.observe,
 	})
 	return err
 }
@@ -150,7 +151,7 @@ func (d *device) serve(ctx context.Context, g *errgroup.Group) {
 	api.Handle(join.Path, d.joinHandler())
 	d.serveOn(ctx, g, d.ports.api, &http.Server{Handler: api, TLSNextProto: d.alpnHandlers(ctx)}, true)
 	if d.ports.kubelet != nil {
-		d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.guard(&d.node)}, true)
+		d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.guard(d.kubeletPort())}, true)
 	}
 	d.serveEtcd(ctx, g)
 }
@@ -221,23 +222,31 @@ func (d *device) Handler(node string) (http.Handler, error) {
 	if node == d.cfg.nodeName {
 		return &d.node, nil
 	}
+	host, err := d.kubeletHost(node)
+	if err != nil {
+		return nil, err
+	}
+	return &httputil.ReverseProxy{
+		Transport: d.kubelets, FlushInterval: -1, ErrorLog: log.New(handshakeErrors{d.log}, "", 0),
+		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "https", host },
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			http.Error(w, fmt.Sprintf("error dialing backend: %v", err), http.StatusBadGateway)
+		},
+	}, nil
+}
+
+// kubeletHost is where a device serves the kubelet API, as its Node says.
+func (d *device) kubeletHost(node string) (string, error) {
 	n, ok := registry.For[*corev1.Node](d.registry).Get("", node)
 	if !ok {
-		return nil, fmt.Errorf("there is no node %q", node)
+		return "", fmt.Errorf("there is no node %q", node)
 	}
 	for _, a := range n.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
-			host := net.JoinHostPort(a.Address, fmt.Sprint(n.Status.DaemonEndpoints.KubeletEndpoint.Port))
-			return &httputil.ReverseProxy{
-				Transport: d.kubelets, FlushInterval: -1, ErrorLog: log.New(handshakeErrors{d.log}, "", 0),
-				Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "https", host },
-				ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-					http.Error(w, fmt.Sprintf("error dialing backend: %v", err), http.StatusBadGateway)
-				},
-			}, nil
+			return net.JoinHostPort(a.Address, fmt.Sprint(n.Status.DaemonEndpoints.KubeletEndpoint.Port)), nil
 		}
 	}
-	return nil, fmt.Errorf("node %q has no address", node)
+	return "", fmt.Errorf("node %q has no address", node)
 }
 
 // guard lets through who may use the kubelet API: it is authorized as a

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -50,9 +51,14 @@ type config struct {
 	apiVIP        string
 	lbPool        []string
 	imageDir      string
+	snapshotDir   string
+	snapshotKeep  int
 	logLevel      string
 	nodeLabels    []string
 	nodeTaints    []string
+
+	snapshotInterval time.Duration
+	snapshotAccept   []string
 
 	// given are the flags that were set, by the command line or the file.
 	given map[string]bool
@@ -68,6 +74,7 @@ type config struct {
 		clusterCIDRs, serviceCIDRs []netip.Prefix
 		clusterDNS                 []netip.Addr
 		apiVIP                     netip.Addr // invalid: none
+		snapshotNode, snapshotDir  string     // empty: this device, the default
 		lbPool                     announce.Pool
 		logLevel                   slog.Level
 		labels                     map[string]string
@@ -110,6 +117,7 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.apiVIP, "api-vip", "", "`address` of the API that the leader has, on a network of its links; the same on all devices")
 	fs.StringSliceVar(&c.lbPool, "lb-pool", nil, "`range` of addresses for Services of type LoadBalancer (a-b, a prefix, an address); may be repeated; the same on all devices")
 	fs.StringVar(&c.imageDir, "image-dir", "", "`folder` of image archives to import at start (default <data-dir>/images)")
+	c.snapshotFlags(fs)
 	fs.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringSliceVar(&c.nodeLabels, "node-label", nil, "`key=value` to label this device with; may be repeated")
 	fs.StringSliceVar(&c.nodeTaints, "node-taint", nil, "`key=value:Effect` to taint this device with at its first start; may be repeated")
@@ -227,6 +235,9 @@ func (c *config) validate() error {
 	}
 	if c.role != roleAuto && c.role != roleWitness {
 		return misusef("--role: %q is not auto or witness", c.role)
+	}
+	if err := c.validateSnapshots(); err != nil {
+		return err
 	}
 	if err := c.validateDiscovery(); err != nil {
 		return err

@@ -44,6 +44,9 @@ func (d *device) lead(ctx context.Context) error {
 				Liveness: d.liveness(ctx, time.Now()),
 			})
 		})
+		if d.backups != nil {
+			g.Go(func() error { d.backups.Run(ctx); return nil })
+		}
 		if pool := d.cfg.parsed.lbPool; len(pool) > 0 {
 			g.Go(func() error { return announce.RunPool(ctx, d.registry, pool, d.log) })
 		}

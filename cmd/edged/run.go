@@ -22,6 +22,7 @@ import (
 
 	"edged/apiserver"
 	"edged/apiserver/registry"
+	"edged/cluster/backup"
 	"edged/cluster/discovery"
 	"edged/cluster/identity"
 	"edged/cluster/join"
@@ -84,6 +85,7 @@ type device struct {
 	node      nodeHandler // the kubelet API, once the agent runs
 	// announcer holds the addresses of load balancers and of the API.
 	announcer *announce.Announcer
+	backups   *backup.Schedule // nil: none are taken
 
 	ready   atomic.Bool // the registry has loaded
 	running atomic.Bool // Pods can run

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"edged/cluster/backup"
 	"edged/cluster/join"
 	"edged/runtime/engine"
 )
@@ -31,6 +32,8 @@ type controlStatus struct {
 	Containers  int    `json:"containers"`
 	CPUs        int    `json:"cpus"`
 	MemoryBytes int64  `json:"memoryBytes"`
+	// Snapshots are the scheduled ones, on the device that takes them.
+	Snapshots *backup.Status `json:"snapshots,omitempty"`
 }
 
 // controlHandlers are what the control socket serves.
@@ -80,6 +83,7 @@ func (d *device) status() controlStatus {
 		MemberID: fmt.Sprintf("%x", st.MemberID), Revision: st.Revision, StoreBytes: st.SizeBytes, DiskFull: st.NoSpace,
 		MemoryBytes: memoryBytes(), CPUs: cpus(),
 	}
+	s.Snapshots = d.backupStatus()
 	if d.running.Load() {
 		for _, c := range d.engine.List() {
 			if c.State == engine.Running {
@@ -158,6 +162,7 @@ func runStatus(ctx context.Context, e env) error {
 	if s.DiskFull {
 		fmt.Fprintln(w, "The disk is full: writes are refused until there is room.")
 	}
+	printBackups(w, s.Snapshots)
 	return w.Flush()
 }
 
