@@ -35,10 +35,11 @@ demo-stop: ## stop the demo's device and leave nothing behind
 	bash examples/demo.sh stop $(DEMO)
 
 .PHONY: lint
-lint: ## gofmt, go vet, staticcheck
+lint: ## gofmt, go vet, staticcheck; with BUILDROOT=path what that Buildroot says of buildroot/external
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt: $$bad"; exit 1; }
 	go vet ./...
 	bash .ci/staticcheck.sh ./...
+	$(if $(BUILDROOT),go run ./buildroot/lint -buildroot '$(BUILDROOT)')
 
 .PHONY: unit
 unit: payload ## unit tests with the race detector
@@ -84,11 +85,13 @@ test-robust: build ## members of edged store broken under load, judged by etcd's
 	cd test/robust && go build -o work/robust . && work/robust -bin ../../bin/edged -fault '$(FAULT)' -traffic '$(TRAFFIC)' -rounds $(or $(ROUNDS),1)
 	cd test/robust && work/robust -bin ../../bin/edged -prove -traffic '^etcd'
 
-.PHONY: cross cross-check
+.PHONY: cross cross-check source
 cross: deps ## dist/: static binaries for every architecture, packages, SBOMs, checksums
 	bash .ci/cross.sh
 cross-check: deps ## build dist/ twice, the second time with nothing cached, and compare
 	bash .ci/cross-check.sh
+source: ## dist/edged-VERSION-vendor.tar.gz, which builds without a network; after make cross
+	bash .ci/source.sh
 
 .PHONY: image
 image: deps ## dist/edged-<board>.img and .upgrade: make image BOARD=rpi|amd64 [CONFIG=edged.yaml]

@@ -18,6 +18,7 @@ type Feature struct {
 	Purpose  string
 	Required bool   // nothing stands in for it
 	Instead  string // what is used where it is missing, if not Required
+	Options  string // of the kernel's configuration, without CONFIG_
 	rules    func() ([]Rule, []*Set, Base)
 }
 
@@ -43,7 +44,7 @@ var filterHook = Base{"filter", "forward", PriorityFilter}
 // Features lists what net/proxy and net/policy make use of, basics first.
 func Features() []Feature {
 	return []Feature{
-		{Name: FeatureTables, Purpose: "all packet filtering (CONFIG_NF_TABLES_INET)", Required: true,
+		{Name: FeatureTables, Purpose: "all packet filtering", Options: "NETFILTER NETFILTER_ADVANCED IPV6 NF_TABLES NF_TABLES_INET", Required: true,
 			rules: func() ([]Rule, []*Set, Base) {
 				return []Rule{{InPrefix(DstAddr(false), netip.MustParsePrefix("192.0.2.0/24")), Equal(DstPort(), PortConst(9)), Drop()}}, nil, filterHook
 			}},
@@ -53,36 +54,36 @@ func Features() []Feature {
 				[]Element{{Key: string(AppendPort(AppendProto(nil, 6), 9)), Verdict: Drop()}})}}}
 			return []Rule{{VerdictMap(s, L4Proto(), DstPort())}}, []*Set{s}, filterHook
 		}},
-		{Name: FeatureNAT, Purpose: "Services and host ports (CONFIG_NFT_NAT)", Required: true, rules: func() ([]Rule, []*Set, Base) {
+		{Name: FeatureNAT, Purpose: "Services and host ports", Options: "NF_NAT NFT_NAT", Required: true, rules: func() ([]Rule, []*Set, Base) {
 			m := endpointsMap()
 			return []Rule{{DNAT(false, m, DstAddr(false), DstPort())}}, []*Set{m}, natHook
 		}},
-		{Name: FeatureMasquerade, Purpose: "Pods reaching the outside (CONFIG_NFT_MASQ)", Required: true, rules: func() ([]Rule, []*Set, Base) {
+		{Name: FeatureMasquerade, Purpose: "Pods reaching the outside", Options: "NFT_MASQ", Required: true, rules: func() ([]Rule, []*Set, Base) {
 			return []Rule{{InPrefix(SrcAddr(false), netip.MustParsePrefix("192.0.2.0/24")), Masquerade()}}, nil, Base{"nat", "postrouting", PrioritySrcNAT}
 		}},
-		{Name: FeatureFIB, Purpose: "NodePorts (CONFIG_NFT_FIB_INET)", Required: true, rules: func() ([]Rule, []*Set, Base) {
+		{Name: FeatureFIB, Purpose: "NodePorts", Options: "NFT_FIB_IPV4 NFT_FIB_IPV6 NFT_FIB_INET", Required: true, rules: func() ([]Rule, []*Set, Base) {
 			return []Rule{{Equal(DstType(), Local()), Return()}}, nil, natHook
 		}},
-		{Name: FeatureReject, Purpose: "refusing connections to Services without endpoints (CONFIG_NFT_REJECT_INET)", Required: true,
+		{Name: FeatureReject, Purpose: "refusing connections to Services without endpoints", Options: "NFT_REJECT", Required: true,
 			rules: func() ([]Rule, []*Set, Base) {
 				return []Rule{{Equal(L4Proto(), ProtoConst(6)), Equal(DstPort(), PortConst(9)), Reject()}}, nil, filterHook
 			}},
-		{Name: FeatureConntrack, Purpose: "Services and NetworkPolicy (CONFIG_NFT_CT)", Required: true, rules: func() ([]Rule, []*Set, Base) {
+		{Name: FeatureConntrack, Purpose: "Services and NetworkPolicy", Options: "NF_CONNTRACK NFT_CT", Required: true, rules: func() ([]Rule, []*Set, Base) {
 			return []Rule{{Has(ConnState(), StateInvalid()), Has(ConnStatus(), StatusDNAT()), Drop()}}, nil, filterHook
 		}},
-		{Name: FeatureNumgen, Purpose: "balancing each connection at random (CONFIG_NFT_NUMGEN)", Instead: "a hash of the client's address and port",
+		{Name: FeatureNumgen, Purpose: "balancing each connection at random", Options: "NFT_NUMGEN", Instead: "a hash of the client's address and port",
 			rules: func() ([]Rule, []*Set, Base) {
 				m := endpointsMap()
 				m.Key = []Type{Mark()}
 				return []Rule{{DNAT(false, m, Random(2))}}, []*Set{m}, natHook
 			}},
-		{Name: FeatureHash, Purpose: "balancing where numgen is missing (CONFIG_NFT_HASH)", Instead: "numgen",
+		{Name: FeatureHash, Purpose: "balancing where numgen is missing", Options: "NFT_HASH", Instead: "numgen",
 			rules: func() ([]Rule, []*Set, Base) {
 				m := endpointsMap()
 				m.Key = []Type{Mark()}
 				return []Rule{{DNAT(false, m, FlowHash(false, 2))}}, []*Set{m}, natHook
 			}},
-		{Name: FeatureDynamic, Purpose: "session affinity (CONFIG_NF_CONNTRACK_MARK)", Instead: "Services with session affinity are not served",
+		{Name: FeatureDynamic, Purpose: "session affinity", Options: "NF_CONNTRACK_MARK", Instead: "Services with session affinity are not served",
 			rules: func() ([]Rule, []*Set, Base) {
 				m := &Set{Name: "seen", Key: []Type{IPv4()}, Value: []Type{Mark()}, Dynamic: true}
 				return []Rule{{SetConnMark(m, SrcAddr(false)), Update(m, time.Minute, []Value{SrcAddr(false)}, ConnMark()),
