@@ -74,6 +74,7 @@ type Reporter struct {
 	wake  chan struct{}
 	// podCIDRs are what this device's Pods have their addresses from.
 	podCIDRs []string
+	power    power // of Run
 }
 
 // New returns a Reporter.
@@ -161,8 +162,10 @@ func (r *Reporter) report(ctx context.Context) error {
 		return err
 	}
 	now := metav1.Now()
+	r.power.look("/sys", now.Time)
 	set := func(n *corev1.Node) error {
 		r.fill(n, m, images, now)
+		r.power.fill(&n.Status, now.Time, now)
 		return nil
 	}
 	_, err = r.nodes.UpdateStatus(ctx, "", r.cfg.NodeName, set)
