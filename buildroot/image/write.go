@@ -19,14 +19,17 @@ import (
 const example = `# edged.yaml: the same for all cards of a fleet. docs/flash.md has every key.
 #
 # hostname: edged-{serial}
-# secret: a long random text, moved off this partition at the first start
+# cluster: home                # devices of one name and secret become a cluster
+# secret: a long random text   # moved off this partition at the first start
+# bootstrap-expect: 3          # how many found it
+# labels: {room: cellar}
 # kubeconfig: boot
 # ntp: [10.0.0.1]
 # network:
 #   links: [{name: eth0, address: 10.0.0.5/24, gateway: 10.0.0.1}]
 #   dns: [10.0.0.1]
 # edged:
-#   node-label: [room=cellar]
+#   log-level: debug
 `
 
 // write makes the image and the upgrade, and reads the image back.

@@ -15,10 +15,12 @@ import (
 
 // setClockAtLeast never lets the clock run before t: boards without one start
 // in 1970.
-func setClockAtLeast(t time.Time) error {
-	if !time.Now().Before(t) {
+func setClockAtLeast(t time.Time, c *console) error {
+	now := time.Now()
+	if !now.Before(t) {
 		return nil
 	}
+	c.say("the clock was at %s and goes on from %s", now.UTC().Format(time.DateTime), t.UTC().Format(time.DateTime))
 	return setClock(t)
 }
 

@@ -21,9 +21,18 @@ type Config struct {
 	Network NetworkConfig `json:"network,omitempty"`
 	// NTP are the time servers, in place of DHCP's and pool.ntp.org.
 	NTP []string `json:"ntp,omitempty"`
-	// Secret of the cluster: moved to the data partition and wiped from the card's
-	// readable part at the first start.
+	// Cluster is its name: devices with the same name and secret find each other.
+	Cluster string `json:"cluster,omitempty"`
+	// Secret of the cluster and Token for Join: moved to the data partition and
+	// wiped from the card's readable part at the first start.
 	Secret string `json:"secret,omitempty"`
+	Token  string `json:"token,omitempty"`
+	// BootstrapExpect is how many devices found the cluster.
+	BootstrapExpect int `json:"bootstrap-expect,omitempty"`
+	// Join are devices (host:6443) of a cluster that is there already.
+	Join   []string          `json:"join,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+	Taints []string          `json:"taints,omitempty"`
 	// Data: "recreate" makes a damaged data partition anew.
 	Data string `json:"data,omitempty"`
 	// Kubeconfig: "boot" puts an administrator's kubeconfig, good for a year, on the
@@ -67,6 +76,9 @@ func ParseConfig(data []byte) (c Config, err error) {
 	if c.Kubeconfig != "" && c.Kubeconfig != "boot" {
 		return Config{}, fmt.Errorf("%s: kubeconfig: %q is not boot", ConfigName, c.Kubeconfig)
 	}
+	if err := c.checkCluster(); err != nil {
+		return Config{}, fmt.Errorf("%s: %w", ConfigName, err)
+	}
 	for _, l := range c.Network.Links {
 		if l.Name == "" || !l.Address.IsValid() || !l.Address.Addr().Is4() {
 			return Config{}, fmt.Errorf("%s: network: a link needs a name and an IPv4 address like 10.0.0.2/24", ConfigName)
@@ -89,18 +101,6 @@ func PadConfig(data []byte) ([]byte, error) {
 	return append(data, bytes.Repeat([]byte("\n"), ConfigBytes-len(data))...), nil
 }
 
-// WithoutSecret blanks the value of the top-level key secret and leaves
-// everything else, comments included, as it is.
-func WithoutSecret(data []byte) []byte {
-	lines := bytes.Split(data, []byte("\n"))
-	for i, l := range lines {
-		if bytes.HasPrefix(l, []byte("secret:")) {
-			lines[i] = append([]byte("# secret: taken"), bytes.Repeat([]byte(" "), max(0, len(l)-15))...)
-		}
-	}
-	return bytes.Join(lines, []byte("\n"))
-}
-
 func (s *system) readConfig() error {
 	f, v, err := s.openFAT()
 	if err != nil {
@@ -113,51 +113,6 @@ func (s *system) readConfig() error {
 	}
 	s.config, err = ParseConfig(data)
 	return err
-}
-
-// secretPath is where the cluster's secret is kept.
-const secretPath = stateDir + "/cluster-secret"
-
-// consumeSecret moves the secret: first it is safe on the data partition, then
-// it leaves the boot partition.
-func (s *system) consumeSecret() error {
-	if s.config.Secret == "" {
-		return nil
-	}
-	f, err := os.OpenFile(secretPath+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(s.config.Secret + "\n")
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(secretPath+".new", secretPath); err != nil {
-		return err
-	}
-	if err := syncDir(stateDir); err != nil {
-		return err
-	}
-	boot, v, err := s.openFAT()
-	if err != nil {
-		return err
-	}
-	defer boot.Close()
-	data, err := v.ReadFile(ConfigName)
-	if err != nil {
-		return err
-	}
-	clean := WithoutSecret(data)
-	if bytes.Contains(clean, []byte(s.config.Secret)) {
-		return fmt.Errorf("the secret is on several lines of %s and stays there: write it as one line `secret: …`", ConfigName)
-	}
-	if clean, err = PadConfig(clean); err != nil {
-		return err
-	}
-	if err := v.Overwrite(boot, ConfigName, clean); err != nil {
-		return err
-	}
-	return boot.Sync()
 }
 
 // giveKubeconfig puts the administrator's kubeconfig on the boot partition.
@@ -205,19 +160,6 @@ func syncDir(path string) error {
 	}
 	defer d.Close()
 	return d.Sync()
-}
-
-// daemonConfig writes the file that `edged run` reads.
-func (s *system) daemonConfig() error {
-	flags := map[string]any{}
-	for k, v := range s.config.Edged {
-		flags[k] = v
-	}
-	data, err := yaml.Marshal(flags)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(configPath, data, 0o600)
 }
 
 // physicalLinks are the links that belong to a device, in the order of names.

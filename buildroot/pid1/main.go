@@ -61,7 +61,7 @@ func (s *system) run() {
 	c.say("edged %s, slot %s", release(), s.options["edged.slot"])
 	c.check("load modules", loadModules("/lib/modules/edged.list"))
 	dog := openWatchdog(s.options["edged.watchdog"] != "off", c)
-	c.check("set the clock", setClockAtLeast(buildTime()))
+	c.check("set the clock", setClockAtLeast(buildTime(), c))
 	c.check("set up control groups", setupCgroups())
 
 	c.check("find the boot partition", s.findBoot())
@@ -70,9 +70,9 @@ func (s *system) run() {
 		c.say("NO DATA PARTITION: %v", s.dataErr)
 		c.say("the device stays up without its daemon; `data: recreate` in edged.yaml makes an empty one")
 	} else {
-		c.check("set the clock from the data partition", setClockAtLeast(lastKnownTime(stateDir, dataDir)))
+		c.check("set the clock from the data partition", setClockAtLeast(lastKnownTime(stateDir, dataDir), c))
 		c.check("copy what the boot partition brings", s.preload())
-		c.check("take the secret off the boot partition", s.consumeSecret())
+		c.check("take secrets off the boot partition", s.consumeSecrets())
 	}
 	name := s.hostname()
 	c.check("set the host name", unix.Sethostname([]byte(name)))

@@ -11,11 +11,11 @@ import (
 )
 
 func TestParseConfig(t *testing.T) {
-	c, err := ParseConfig([]byte("hostname: x-{serial}\nsecret: s\nntp: [10.0.0.1]\nnetwork:\n  links: [{name: eth0, address: 10.0.0.5/24, gateway: 10.0.0.1}]\n  dns: [10.0.0.1]\nedged: {node-label: [a=b]}\n\n\n"))
+	c, err := ParseConfig([]byte("hostname: x-{serial}\nntp: [10.0.0.1]\nnetwork:\n  links: [{name: eth0, address: 10.0.0.5/24, gateway: 10.0.0.1}]\n  dns: [10.0.0.1]\nedged: {node-label: [a=b]}\n\n\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Network.Links[0].Address != netip.MustParsePrefix("10.0.0.5/24") || c.Secret != "s" || c.Edged["node-label"] == nil {
+	if c.Network.Links[0].Address != netip.MustParsePrefix("10.0.0.5/24") || c.Edged["node-label"] == nil {
 		t.Errorf("read as %+v", c)
 	}
 	if _, err := ParseConfig(nil); err != nil {
@@ -23,33 +23,11 @@ func TestParseConfig(t *testing.T) {
 	}
 	for _, bad := range []string{
 		"hostnam: x", "data: delete", "kubeconfig: everywhere", "network: {links: [{name: eth0}]}", "network: {links: [{name: eth0, address: 'fd00::1/64'}]}",
-		"edged: {data-dir: /tmp}", "[", "secret: a\nsecret: b",
+		"edged: {data-dir: /tmp}", "[",
 	} {
 		if _, err := ParseConfig([]byte(bad)); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
-	}
-}
-
-func TestSecretLeavesTheFile(t *testing.T) {
-	text := "# ours\nsecret: very hidden\nntp: [10.0.0.1] # clock\n"
-	padded, err := PadConfig([]byte(text))
-	if err != nil || len(padded) != ConfigBytes {
-		t.Fatalf("%d bytes, %v", len(padded), err)
-	}
-	clean := WithoutSecret(padded)
-	if bytes.Contains(clean, []byte("hidden")) {
-		t.Errorf("the secret is still there: %.80s", clean)
-	}
-	if !bytes.Contains(clean, []byte("# ours\n")) || !bytes.Contains(clean, []byte("ntp: [10.0.0.1] # clock\n")) {
-		t.Errorf("other lines changed: %.80s", clean)
-	}
-	c, err := ParseConfig(clean)
-	if err != nil || c.Secret != "" || len(c.NTP) != 1 {
-		t.Errorf("read again: %+v, %v", c, err)
-	}
-	if _, err := PadConfig(bytes.Repeat([]byte("x"), ConfigBytes)); err == nil {
-		t.Error("a config that does not fit was taken")
 	}
 }
 
