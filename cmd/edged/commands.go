@@ -17,7 +17,7 @@ func commands() map[string]command {
 		"status":     {"show this device", runStatus},
 		"store":      {"run the store alone, in the place of an etcd", runStore},
 		"token":      {"make, list and delete the tokens that let devices join", runToken},
-		"upgrade":    {"write a new system to the other slot and try it", runUpgrade},
+		"upgrade":    {"write a new system to the other slot and try it, or replace the daemon alone", runUpgrade},
 		"version":    {"print the version", runVersion},
 	}
 }

@@ -57,12 +57,16 @@ func runRun(ctx context.Context, e env) error {
 	}
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: c.parsed.logLevel}))
 	routeKlog(log)
-	d := &device{cfg: &c, log: log, announcer: announce.New(log)}
+	d := &device{cfg: &c, log: log, announcer: announce.New(log), started: time.Now(), restart: make(chan struct{}, 1)}
 	defer d.close()
 	if err := d.open(ctx); err != nil {
 		return err
 	}
-	return d.run(ctx)
+	if err = d.run(ctx); errors.Is(err, errRestart) {
+		d.close()
+		return reexec()
+	}
+	return err
 }
 
 // device is everything that runs on a device, in the order in which it is made.
@@ -87,8 +91,10 @@ type device struct {
 	announcer *announce.Announcer
 	backups   *backup.Schedule // nil: none are taken
 
-	ready   atomic.Bool // the registry has loaded
-	running atomic.Bool // Pods can run
+	started time.Time
+	restart chan struct{} // somebody wants the daemon to start itself again
+	ready   atomic.Bool   // the registry has loaded
+	running atomic.Bool   // Pods can run
 	closers []func() error
 	once    sync.Once
 }
@@ -222,6 +228,7 @@ func (d *device) run(ctx context.Context) error {
 	g.Go(func() error { return d.seekMembers(ctx) })
 	g.Go(func() error { return d.announce(ctx) })
 	g.Go(func() error { return d.sayAlive(ctx) })
+	g.Go(func() error { return d.awaitRestart(ctx) })
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
 		err = nil

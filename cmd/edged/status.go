@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"text/tabwriter"
 	"time"
 
@@ -34,6 +35,10 @@ type controlStatus struct {
 	MemoryBytes int64  `json:"memoryBytes"`
 	// Snapshots are the scheduled ones, on the device that takes them.
 	Snapshots *backup.Status `json:"snapshots,omitempty"`
+	// Binary is the file that the daemon was started from.
+	Binary  string    `json:"binary"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
 }
 
 // controlHandlers are what the control socket serves.
@@ -60,6 +65,7 @@ func (d *device) controlHandlers(mux *http.ServeMux) {
 	controlTokens(mux, join.NewTokens(d.registry, d.identity.CA, time.Now))
 	d.controlMembers(mux)
 	d.controlCA(mux)
+	d.controlRestart(mux)
 	controlImages(mux, lateEngine{d})
 	controlSnapshot(mux, d.store)
 }
@@ -81,7 +87,7 @@ func (d *device) status() controlStatus {
 	s := controlStatus{
 		Node: d.cfg.nodeName, Address: d.nodeIP.String(), Version: version, Role: role, Ready: d.readiness() == nil, RunsPods: d.running.Load(),
 		MemberID: fmt.Sprintf("%x", st.MemberID), Revision: st.Revision, StoreBytes: st.SizeBytes, DiskFull: st.NoSpace,
-		MemoryBytes: memoryBytes(), CPUs: cpus(),
+		MemoryBytes: memoryBytes(), CPUs: cpus(), Binary: binaryPath(), PID: os.Getpid(), Started: d.started,
 	}
 	s.Snapshots = d.backupStatus()
 	if d.running.Load() {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -30,16 +31,23 @@ func runUpgrade(ctx context.Context, e env) error {
 	fs.Usage = func() {}
 	image := fs.String("image", "", "`file` or URL of the upgrade (edged-<board>.upgrade)")
 	root := fs.String("root", "", "`folder` where the device's own root is mounted: for a privileged Pod with hostPID")
+	daemon := fs.String("daemon", "", "`file` or URL of another edged: replace the daemon alone, on a system without slots; containers go on")
+	sum := fs.String("sha256", "", "what the SHA-256 of --daemon must be, in hexadecimal")
+	wait := fs.Duration("wait", time.Minute, "how long a new daemon may take to be ready before the old one is put back")
+	runDir := fs.String("run-dir", "/run/edged", "`folder` with the daemon's control socket")
 	stay := fs.Bool("no-reboot", false, "write the other slot and let the next restart, whenever it comes, try it")
 	if err := fs.Parse(e.args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
-			_, err := fmt.Fprintf(e.stdout, "Usage: edged upgrade --image F [flags]\n\n%s", fs.FlagUsages())
+			_, err := fmt.Fprintf(e.stdout, "Usage: edged upgrade --image F [flags]    the system of a device with slots\n       edged upgrade --daemon F [flags]   the daemon alone\n\n%s", fs.FlagUsages())
 			return err
 		}
 		return misusef("%w; `edged upgrade --help` lists the flags", err)
 	}
-	if *image == "" || fs.NArg() > 0 {
-		return misusef("want --image and nothing else")
+	if (*image == "") == (*daemon == "") || fs.NArg() > 0 {
+		return misusef("want --image or --daemon and nothing else")
+	}
+	if *daemon != "" {
+		return daemonUpgrade{runDir: *runDir, from: *daemon, sum: *sum, wait: *wait, out: e.stdout}.run(ctx)
 	}
 	// Opened before the root changes: a file's name is the caller's.
 	in, err := openUpgrade(ctx, *image)

@@ -35,6 +35,8 @@ type Device struct {
 	// Dir holds data/ (survives a reboot), run/ (does not), logs/ and the
 	// daemon's output in edged.log.
 	Dir string
+	// Binary is the daemon's, if not [Edged].
+	Binary string
 
 	tb     TB
 	sw     *Switch
@@ -185,7 +187,11 @@ func (d *Device) Start(extra ...string) {
 		d.tb.Fatalf("%s: %v", d.Name, err)
 	}
 	defer out.Close()
-	argv := []string{Edged(), "run", "--data-dir", d.DataDir(), "--run-dir", d.RunDir(), "--node-name", d.Name}
+	binary := d.Binary
+	if binary == "" {
+		binary = Edged()
+	}
+	argv := []string{binary, "run", "--data-dir", d.DataDir(), "--run-dir", d.RunDir(), "--node-name", d.Name}
 	cmd := d.m.command(context.Background(), append(append(argv, d.flags...), extra...)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := startBound(cmd); err != nil {
