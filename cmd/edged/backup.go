@@ -91,6 +91,7 @@ func (d *device) dialKubelet(node string) (base string, t http.RoundTripper, err
 func (d *device) kubeletPort() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", &d.node)
+	mux.HandleFunc("GET /edged/binary/{sum}", d.serveBinary)
 	mux.Handle(backup.Path, &backup.Server{DataDir: d.cfg.dataDir, Allowed: d.cfg.snapshotAccept, Logger: d.log})
 	return mux
 }

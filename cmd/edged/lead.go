@@ -37,6 +37,7 @@ func (d *device) lead(ctx context.Context) error {
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return d.balanceVoters(ctx) })
+		g.Go(func() error { return d.leadRollout(ctx) })
 		g.Go(func() error {
 			return controller.Run(ctx, controller.Config{
 				Registry: d.registry, ClusterDomain: d.cfg.clusterDomain, APIAddresses: d.apiAddresses,

@@ -108,6 +108,7 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 	}
 	d.running.Store(true)
 	g.Go(func() error { return status.Run(ctx) })
+	g.Go(func() error { return d.followRollout(ctx, g) })
 	return nil
 }
 

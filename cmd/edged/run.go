@@ -93,8 +93,11 @@ type device struct {
 
 	started time.Time
 	restart chan struct{} // somebody wants the daemon to start itself again
-	ready   atomic.Bool   // the registry has loaded
-	running atomic.Bool   // Pods can run
+	sumOnce sync.Once
+	sum     string // of the binary, once somebody asked
+	sumErr  error
+	ready   atomic.Bool // the registry has loaded
+	running atomic.Bool // Pods can run
 	closers []func() error
 	once    sync.Once
 }

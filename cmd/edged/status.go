@@ -66,6 +66,7 @@ func (d *device) controlHandlers(mux *http.ServeMux) {
 	d.controlMembers(mux)
 	d.controlCA(mux)
 	d.controlRestart(mux)
+	d.controlRollout(mux)
 	controlImages(mux, lateEngine{d})
 	controlSnapshot(mux, d.store)
 }

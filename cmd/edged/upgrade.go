@@ -32,22 +32,34 @@ func runUpgrade(ctx context.Context, e env) error {
 	image := fs.String("image", "", "`file` or URL of the upgrade (edged-<board>.upgrade)")
 	root := fs.String("root", "", "`folder` where the device's own root is mounted: for a privileged Pod with hostPID")
 	daemon := fs.String("daemon", "", "`file` or URL of another edged: replace the daemon alone, on a system without slots; containers go on")
+	cluster := fs.Bool("cluster", false, "give --daemon to every device of the cluster, one after the other; without --daemon, tell how it goes")
+	forCluster := fs.String("for-cluster", "", "")
+	if err := fs.MarkHidden("for-cluster"); err != nil {
+		return err
+	}
 	sum := fs.String("sha256", "", "what the SHA-256 of --daemon must be, in hexadecimal")
 	wait := fs.Duration("wait", time.Minute, "how long a new daemon may take to be ready before the old one is put back")
 	runDir := fs.String("run-dir", "/run/edged", "`folder` with the daemon's control socket")
 	stay := fs.Bool("no-reboot", false, "write the other slot and let the next restart, whenever it comes, try it")
 	if err := fs.Parse(e.args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
-			_, err := fmt.Fprintf(e.stdout, "Usage: edged upgrade --image F [flags]    the system of a device with slots\n       edged upgrade --daemon F [flags]   the daemon alone\n\n%s", fs.FlagUsages())
+			_, err := fmt.Fprintf(e.stdout, "Usage: edged upgrade --image F [flags]    the system of a device with slots\n       edged upgrade --daemon F [flags]   the daemon alone\n       edged upgrade --cluster [--daemon F]   the daemons of all devices\n\n%s", fs.FlagUsages())
 			return err
 		}
 		return misusef("%w; `edged upgrade --help` lists the flags", err)
 	}
-	if (*image == "") == (*daemon == "") || fs.NArg() > 0 {
-		return misusef("want --image or --daemon and nothing else")
+	if *cluster && *image == "" && *sum == "" && fs.NArg() == 0 {
+		return clusterUpgrade(ctx, e.stdout, *runDir, *daemon)
+	}
+	if (*image == "") == (*daemon == "") || *cluster || fs.NArg() > 0 {
+		return misusef("want --image, or --daemon, or --cluster with --daemon, and nothing else")
 	}
 	if *daemon != "" {
-		return daemonUpgrade{runDir: *runDir, from: *daemon, sum: *sum, wait: *wait, out: e.stdout}.run(ctx)
+		u := daemonUpgrade{runDir: *runDir, from: *daemon, sum: *sum, wait: *wait, out: e.stdout}
+		if *forCluster != "" {
+			return u.runForCluster(ctx, *forCluster)
+		}
+		return u.run(ctx)
 	}
 	// Opened before the root changes: a file's name is the caller's.
 	in, err := openUpgrade(ctx, *image)
@@ -62,7 +74,7 @@ func runUpgrade(ctx context.Context, e env) error {
 	}
 	running := pid1.RunningSlot()
 	if running == "" {
-		return errors.New("this system has no slots: it is not edged's image; replace the binary and restart edged instead")
+		return errors.New("this system has no slots: it is not edged's image; `edged upgrade --daemon` replaces the daemon alone")
 	}
 	argument, err := writeUpgrade(e.stdout, in, running)
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"edged/buildroot/pid1"
+	"edged/cluster/rollout"
 )
 
 // errRestart ends the daemon so that it starts itself again from its file.
@@ -115,14 +118,22 @@ func (u daemonUpgrade) fetch(ctx context.Context, to string) (version string, er
 	if got := hex.EncodeToString(sum.Sum(nil)); u.sum != "" && !strings.EqualFold(got, u.sum) {
 		return "", fmt.Errorf("%s has the SHA-256 %s, not the one of --sha256", u.from, got)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	text, err := exec.CommandContext(ctx, to, "version").Output()
-	version, ours := strings.CutPrefix(strings.TrimSpace(string(text)), "edged ")
-	if err != nil || !ours {
-		return "", fmt.Errorf("%s is not an edged that this machine can start: %v", u.from, err)
+	if version, err = releaseOf(ctx, to); err != nil {
+		return "", fmt.Errorf("%s: %w", u.from, err)
 	}
 	return version, nil
+}
+
+// releaseOf starts a binary to ask what it is.
+func releaseOf(ctx context.Context, path string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	text, err := exec.CommandContext(ctx, path, "version").Output()
+	release, ours := strings.CutPrefix(strings.TrimSpace(string(text)), "edged ")
+	if err != nil || !ours {
+		return "", fmt.Errorf("it is not an edged that this machine can start: %v", err)
+	}
+	return release, nil
 }
 
 // swap gives the new binary the name of the old one, which is kept: a name always
@@ -163,6 +174,39 @@ func syncFolder(path string) error {
 	return d.Sync()
 }
 
+// detached is set for the process that goes on when its parent has ended.
+const detached = "EDGED_UPGRADE_DETACHED"
+
+// runForCluster is run by itself: the daemon that starts it is replaced. What
+// fails is told to the daemon that is there then.
+func (u daemonUpgrade) runForCluster(ctx context.Context, id string) error {
+	if os.Getenv(detached) == "" {
+		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd.Env = append(os.Environ(), detached+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		return cmd.Start()
+	}
+	err := u.run(ctx)
+	if err == nil {
+		return nil
+	}
+	q := url.Values{"id": {id}, "why": {err.Error()}}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportFor)
+	defer cancel()
+	for callControl(ctx, u.runDir, http.MethodPost, "/v1/upgrade/failed?"+q.Encode(), nil, nil) != nil && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	return err
+}
+
+// reportFor is how long a daemon may take to come back and hear of a failure;
+// after that the leader's patience ends the matter.
+const reportFor = 5 * time.Minute
+
 // ready waits until a daemon that was started after before runs Pods.
 func (u daemonUpgrade) ready(ctx context.Context, before controlStatus) error {
 	ctx, cancel := context.WithTimeout(ctx, u.wait)
@@ -171,6 +215,8 @@ func (u daemonUpgrade) ready(ctx context.Context, before controlStatus) error {
 		var now controlStatus
 		err := callControl(ctx, u.runDir, http.MethodGet, "/v1/status", nil, &now)
 		switch {
+		case err != nil && errors.Is(syscall.Kill(before.PID, 0), syscall.ESRCH):
+			return errors.New("the new daemon has ended")
 		case err != nil:
 		case now.Started.Equal(before.Started):
 			err = errors.New("the old daemon has not ended")
@@ -202,4 +248,48 @@ func (u daemonUpgrade) fallBack(before controlStatus, cause error) error {
 		}
 	}
 	return fmt.Errorf("%w; %s is the old one again", cause, before.Binary)
+}
+
+// clusterUpgrade begins a rolling upgrade, if from is not empty, and tells how it
+// goes on. Ended early, it goes on all the same.
+func clusterUpgrade(ctx context.Context, out io.Writer, runDir, from string) error {
+	var s rollout.State
+	if from != "" {
+		in, err := openUpgrade(ctx, from)
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		if err := callControl(ctx, runDir, http.MethodPost, "/v1/upgrade", in, &s); err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "the devices of the cluster get %s, one after the other\n", s.Release)
+	}
+	silent := time.Now()
+	for told := ""; ; {
+		var now rollout.State
+		err := callControl(ctx, runDir, http.MethodGet, "/v1/upgrade", nil, &now)
+		switch {
+		case err == nil:
+			silent = time.Now()
+		case s.ID == "" || time.Since(silent) > reportFor:
+			return err
+		}
+		if s.ID = cmp.Or(s.ID, now.ID); err == nil && now.Device != told && now.Device != "" {
+			told = now.Device
+			fmt.Fprintf(out, "%s is worked on\n", now.Device)
+		}
+		switch {
+		case err == nil && now.Phase == rollout.Done:
+			_, err := fmt.Fprintf(out, "every device runs %s\n", now.Release)
+			return err
+		case err == nil && now.Phase == rollout.Stopped:
+			return fmt.Errorf("stopped: %s; the devices after it were not touched", now.Message)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
 }

@@ -17,8 +17,15 @@ import (
 // cluster, the others join by a token.
 func newCluster(t *testing.T, n int, flags ...string) []*harness.Device {
 	t.Helper()
+	return newClusterOf(t, n, func(*harness.Device) {}, flags...)
+}
+
+// newClusterOf is newCluster with something done to each device before it starts.
+func newClusterOf(t *testing.T, n int, prepare func(*harness.Device), flags ...string) []*harness.Device {
+	t.Helper()
 	sw := harness.NewSwitch(t)
 	devices := []*harness.Device{harness.New(t, sw, 1, flags...)}
+	prepare(devices[0])
 	devices[0].Start()
 	devices[0].WaitReady()
 	token, err := devices[0].Edged("token", "create", "--run-dir", devices[0].RunDir())
@@ -29,6 +36,7 @@ func newCluster(t *testing.T, n int, flags ...string) []*harness.Device {
 		// An address where nobody is, first.
 		join := []string{"--join", "10.99.0.250:6443," + devices[0].Addr.String() + ":6443", "--token", strings.TrimSpace(token)}
 		d := harness.New(t, sw, i, append(join, flags...)...)
+		prepare(d)
 		d.Start()
 		devices = append(devices, d)
 	}
