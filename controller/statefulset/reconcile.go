@@ -78,19 +78,21 @@ func (r *round) ordinal(p *corev1.Pod) int {
 }
 
 // revision is the one that the i-th Pod is made from: below the partition the
-// current one.
+// current one; with no partition, as many as are of it.
 func (r *round) revision(i int) Revision {
-	if r.Set.Spec.UpdateStrategy.Type == appsv1.RollingUpdateStatefulSetStrategyType && i < r.partition() {
+	below := r.partition()
+	if r.Set.Spec.UpdateStrategy.RollingUpdate == nil {
+		below = int(r.Set.Status.CurrentReplicas)
+	}
+	if r.Set.Spec.UpdateStrategy.Type == appsv1.RollingUpdateStatefulSetStrategyType && i < below {
 		return r.Current
 	}
 	return r.Update
 }
 
+// partition is the number below which no Pod is updated.
 func (r *round) partition() int {
-	switch ru := r.Set.Spec.UpdateStrategy.RollingUpdate; {
-	case ru == nil:
-		return int(r.Set.Status.CurrentReplicas)
-	case ru.Partition != nil:
+	if ru := r.Set.Spec.UpdateStrategy.RollingUpdate; ru != nil && ru.Partition != nil {
 		return int(*ru.Partition)
 	}
 	return 0

@@ -111,6 +111,10 @@ func TestReconcile(t *testing.T) {
 		{"update from the top", set(3), "0 old ready,1 old ready,2 old ready", "-2"},
 		{"wait for the update", set(3), "0 old ready,1 old ready,2 new", ""},
 		{"update on", set(3), "0 old ready,1 old ready,2 new ready", "-1"},
+		{"with no partition said", set(2, func(s *appsv1.StatefulSet) {
+			s.Spec.UpdateStrategy.RollingUpdate = nil
+			s.Status.CurrentReplicas = 2
+		}), "0 old ready,1 old ready", "-1"},
 		{"to the partition", set(3, partition(2)), "0 old ready,1 old ready,2 new ready", ""},
 		{"below it as it was", set(3, partition(2)), "1 old ready,2 new ready", "+0@old"},
 		{"two at a time", set(3, unavailable(2)), "0 old ready,1 old ready,2 old ready", "-2 -1"},
