@@ -53,6 +53,7 @@ type config struct {
 	imageDir      string
 	snapshotDir   string
 	snapshotKeep  int
+	manifestsDir  string
 	logLevel      string
 	nodeLabels    []string
 	nodeTaints    []string
@@ -118,6 +119,7 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&c.lbPool, "lb-pool", nil, "`range` of addresses for Services of type LoadBalancer (a-b, a prefix, an address); may be repeated; the same on all devices")
 	fs.StringVar(&c.imageDir, "image-dir", "", "`folder` of image archives to import at start (default <data-dir>/images)")
 	c.snapshotFlags(fs)
+	fs.StringVar(&c.manifestsDir, "manifests-dir", "", "`folder` of manifests (*.yaml, *.yml, *.json) to apply at start and when they change (default <data-dir>/manifests)")
 	fs.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringSliceVar(&c.nodeLabels, "node-label", nil, "`key=value` to label this device with; may be repeated")
 	fs.StringSliceVar(&c.nodeTaints, "node-taint", nil, "`key=value:Effect` to taint this device with at its first start; may be repeated")
@@ -197,7 +199,7 @@ func setFlag(flags *pflag.FlagSet, key string, v any) error {
 }
 
 // validate checks every setting and fills c.parsed; the error names the flag.
-func (c *config) validate() error {
+func (c *config) validate() (err error) {
 	if c.nodeName == "" {
 		host, err := os.Hostname()
 		if err != nil {
@@ -226,6 +228,12 @@ func (c *config) validate() error {
 	}
 	if c.imageDir == "" {
 		c.imageDir = filepath.Join(c.dataDir, "images")
+	}
+	if c.manifestsDir == "" {
+		c.manifestsDir = filepath.Join(c.dataDir, "manifests")
+	}
+	if c.manifestsDir, err = filepath.Abs(c.manifestsDir); err != nil {
+		return misusef("--manifests-dir: %w", err)
 	}
 	if err := c.validateNetwork(); err != nil {
 		return err

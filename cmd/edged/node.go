@@ -247,8 +247,6 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 	if err != nil {
 		return err
 	}
-	events := recorder.New(d.registry, "kubelet", c.nodeName, d.log)
-	g.Go(func() error { return events.Run(ctx) })
 	ag := agent.New(agent.Config{
 		NodeName: c.nodeName, Registry: d.registry, Events: d.engine, Logger: d.log,
 		Leftovers: []agent.Leftovers{keepers{boxes, volumes, nw.br}},
@@ -260,7 +258,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 				if container != "" {
 					field = "spec.containers{" + container + "}"
 				}
-				events.Event(recorder.Reference("v1", "Pod", p, field), eventType, reason, message)
+				d.events.Event(recorder.Reference("v1", "Pod", p, field), eventType, reason, message)
 			},
 			DNS:    pod.DNS{Server: c.parsed.clusterDNS[0].String(), Domain: c.clusterDomain, HostResolvConf: hostResolvConf},
 			HostIP: func() string { return d.nodeIP.String() }, LogRoot: logRoot, SeccompDir: filepath.Join(c.dataDir, "seccomp"),

@@ -11,6 +11,11 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
+	"edged/apiserver/registry"
+	"edged/apiserver/registry/recorder"
+	"edged/cluster/manifests"
 	"edged/internal/atomicfile"
 )
 
@@ -42,7 +47,7 @@ func (d *device) importImages(ctx context.Context) error {
 	known := readPreloaded(path)
 	for _, e := range entries {
 		name := e.Name()
-		if e.IsDir() || !strings.Contains(name, ".tar") {
+		if e.IsDir() || !strings.Contains(name, ".tar") || strings.HasPrefix(name, ".") {
 			continue
 		}
 		fi, err := e.Info()
@@ -67,6 +72,19 @@ func (d *device) importImages(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// applyManifests keeps the objects of --manifests-dir in the cluster.
+func (d *device) applyManifests(ctx context.Context) error {
+	events := d.events.Component("edged-manifests")
+	return manifests.New(manifests.Config{
+		Dir: d.cfg.manifestsDir, Registry: d.registry, Logger: d.log,
+		Failed: func(file string, err error) {
+			if n, ok := registry.For[*corev1.Node](d.registry).Get("", d.cfg.nodeName); ok {
+				events.Event(recorder.Reference("v1", "Node", n, ""), corev1.EventTypeWarning, "FailedManifest", file+": "+err.Error())
+			}
+		},
+	}).Run(ctx)
 }
 
 // readPreloaded forgets what it cannot read: the archives are imported again.

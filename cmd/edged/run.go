@@ -22,6 +22,7 @@ import (
 
 	"edged/apiserver"
 	"edged/apiserver/registry"
+	"edged/apiserver/registry/recorder"
 	"edged/cluster/backup"
 	"edged/cluster/discovery"
 	"edged/cluster/identity"
@@ -85,6 +86,7 @@ type device struct {
 	registry  *registry.Registry
 	access    access
 	api       *apiserver.Server
+	events    *recorder.Recorder
 	engine    *engine.Engine
 	node      nodeHandler // the kubelet API, once the agent runs
 	// announcer holds the addresses of load balancers and of the API.
@@ -201,12 +203,15 @@ func (d *device) run(ctx context.Context) error {
 	g.Go(func() error { return d.rotation().Run(ctx) })
 	g.Go(func() error { return d.followCA(ctx) })
 	g.Go(func() error { return d.announcer.Run(ctx) })
+	d.events = recorder.New(d.registry, "kubelet", d.cfg.nodeName, d.log)
+	g.Go(func() error { return d.events.Run(ctx) })
 	d.serve(ctx, g)
 	g.Go(func() error {
 		if err := d.registry.WaitReady(ctx); err != nil {
 			return endOf(ctx, err)
 		}
 		d.ready.Store(true)
+		g.Go(func() error { return d.applyManifests(ctx) })
 		return d.lead(ctx)
 	})
 	g.Go(func() error {
