@@ -151,7 +151,7 @@ func (d *device) serve(ctx context.Context, g *errgroup.Group) {
 	api.Handle(join.Path, d.joinHandler())
 	d.serveOn(ctx, g, d.ports.api, &http.Server{Handler: api, TLSNextProto: d.alpnHandlers(ctx)}, true)
 	if d.ports.kubelet != nil {
-		d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.guard(d.kubeletPort())}, true)
+		d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.withImages(d.guard(d.kubeletPort()))}, true)
 	}
 	d.serveEtcd(ctx, g)
 }

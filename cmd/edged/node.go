@@ -240,6 +240,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 	if err != nil {
 		return err
 	}
+	share := d.openShare()
 	objects := agent.NewObjects(d.registry, c.nodeName)
 	volumes, err := volume.New(volume.Config{
 		DataDir: p.podData(), RunDir: p.podRun(), Objects: objects, Tokens: tokens{d}, Images: d.engine, Now: time.Now, Logger: d.log,
@@ -251,7 +252,9 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 		NodeName: c.nodeName, Registry: d.registry, Events: d.engine, Logger: d.log,
 		Leftovers: []agent.Leftovers{keepers{boxes, volumes, nw.br}},
 		Device: &pod.Device{
-			Engine: d.engine, Volumes: volumes, Network: nw, Images: image.New(image.Config{Engine: d.engine, HostsDir: "/etc/containerd/certs.d"}),
+			Engine: d.engine, Volumes: volumes, Network: nw, Images: image.New(image.Config{
+				Engine: d.engine, HostsDir: "/etc/containerd/certs.d", Registries: d.registriesPath, Source: share,
+			}),
 			Sandboxes: boxes, Objects: objects, Auth: objects.PullAuth,
 			Event: func(p *corev1.Pod, container, eventType, reason, message string) {
 				field := ""
@@ -271,6 +274,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 	g.Go(func() error { return ag.Run(ctx) })
 	room := evict.New(evict.Config{
 		Engine: d.engine, Pods: ag, Now: time.Now, Logger: d.log,
+		NodeName: c.nodeName, Copies: copies(share), Named: d.namedImages,
 		Look: func() (evict.Resources, error) {
 			r, err := nodestatus.RoomOf(c.dataDir)
 			return evict.Resources(r), err

@@ -89,6 +89,7 @@ type device struct {
 	events    *recorder.Recorder
 	engine    *engine.Engine
 	node      nodeHandler // the kubelet API, once the agent runs
+	shared    nodeHandler // images for other devices, once there is an engine
 	// announcer holds the addresses of load balancers and of the API.
 	announcer *announce.Announcer
 	backups   *backup.Schedule // nil: none are taken

@@ -82,7 +82,7 @@ func (o *Objects) PullAuth(p *corev1.Pod) (func(host string) engine.Auth, string
 	return func(host string) engine.Auth {
 		for _, a := range auths {
 			for registry, d := range a {
-				if h := registryHost(registry); h == host || h == "index.docker.io" && host == "registry-1.docker.io" {
+				if registryHost(registry) == registryHost(host) {
 					return d.auth()
 				}
 			}
@@ -105,9 +105,14 @@ func (d dockerAuth) auth() engine.Auth {
 	return engine.Auth{Username: d.Username, Password: d.Password, IdentityToken: d.IdentityToken}
 }
 
+// registryHost is the host of a registry as people name it; Docker Hub has three.
 func registryHost(s string) string {
 	s = strings.TrimPrefix(strings.TrimPrefix(s, "https://"), "http://")
 	host, _, _ := strings.Cut(s, "/")
+	switch host {
+	case "index.docker.io", "registry-1.docker.io":
+		return "docker.io"
+	}
 	return host
 }
 

@@ -64,6 +64,12 @@ type PullOptions struct {
 	Auth func(host string) Auth
 	// HostsDir is a folder in the layout of containerd's certs.d: <host>/hosts.toml.
 	HostsDir string
+	// Registries is the path of a registries.yaml; it need not exist.
+	Registries string
+	// Source is asked before the registry; may be nil.
+	Source Source
+	// Fresh has the registry say what a name means, whatever others know.
+	Fresh bool
 	// Progress is called now and then with the bytes fetched and, as far as known,
 	// to be fetched.
 	Progress func(done, total int64)

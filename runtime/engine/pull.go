@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	dockerconfig "github.com/containerd/containerd/v2/core/remotes/docker/config"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 )
@@ -47,8 +49,16 @@ func (e *Engine) Pull(ctx context.Context, ref string, opts PullOptions) (Image,
 	defer transports.closeIdle()
 	var target ocispec.Descriptor
 	err = e.store.withLease(ctx, func(ctx context.Context) error {
-		resolver := docker.NewResolver(docker.ResolverOptions{Hosts: registryHosts(ctx, opts, transports)})
-		_, desc, err := resolver.Resolve(ctx, name)
+		hosts, err := registryHosts(ctx, opts, transports)
+		if err != nil {
+			return err
+		}
+		resolver := docker.NewResolver(docker.ResolverOptions{Hosts: hosts})
+		supply := registryOnly
+		if opts.Source != nil {
+			supply = opts.Source.Supply(name)
+		}
+		desc, imported, err := resolve(ctx, resolver, supply, name, opts.Fresh)
 		if err != nil {
 			return fmt.Errorf("failed to resolve reference %q: %w", name, err)
 		}
@@ -57,7 +67,7 @@ func (e *Engine) Pull(ctx context.Context, ref string, opts PullOptions) (Image,
 			return fmt.Errorf("failed to get fetcher for %q: %w", name, err)
 		}
 		watch := startProgress(opts.Progress, cancel)
-		err = e.store.fetch(ctx, name, fetcher, desc, watch)
+		err = e.store.fetch(ctx, name, imported, watch.from(fetcher, supply), desc, watch)
 		watch.stop()
 		if err != nil {
 			return err
@@ -75,8 +85,24 @@ func (e *Engine) Pull(ctx context.Context, ref string, opts PullOptions) (Image,
 	return img, err
 }
 
+// resolve finds what a name means: by what others have, unless it has to be
+// fresh, else by the registry. imported says that no registry gave it to them.
+func resolve(ctx context.Context, resolver remotes.Resolver, supply Supply, name string, fresh bool) (desc ocispec.Descriptor, imported bool, err error) {
+	if !fresh {
+		if b, imported, ok := supply.Resolve(ctx); ok {
+			dgst, err := digest.Parse(b.Digest)
+			if err != nil {
+				return desc, false, err
+			}
+			return ocispec.Descriptor{MediaType: b.MediaType, Digest: dgst, Size: b.Size}, imported, nil
+		}
+	}
+	_, desc, err = resolver.Resolve(ctx, name)
+	return desc, false, err
+}
+
 // fetch brings manifest, configuration and layers into the content store.
-func (s *store) fetch(ctx context.Context, name string, fetcher remotes.Fetcher, desc ocispec.Descriptor, watch *progress) error {
+func (s *store) fetch(ctx context.Context, name string, imported bool, fetcher remotes.Fetcher, desc ocispec.Descriptor, watch *progress) error {
 	if desc.MediaType == images.MediaTypeDockerSchema1Manifest {
 		return fmt.Errorf("image %s has a manifest of schema 1, which is no longer supported: build it again", name)
 	}
@@ -89,14 +115,32 @@ func (s *store) fetch(ctx context.Context, name string, fetcher remotes.Fetcher,
 	}
 	handler := images.Handlers(
 		images.HandlerFunc(watch.expect),
-		remotes.FetchHandler(s.content, watch.counting(fetcher)),
+		s.fetchHandler(fetcher),
 		children,
-		source,
 	)
+	if !imported {
+		handler = images.Handlers(handler, source)
+	}
 	return images.Dispatch(ctx, handler, semaphore.NewWeighted(maxLayerFetches), desc)
 }
 
-func registryHosts(ctx context.Context, opts PullOptions, transports *transports) docker.RegistryHosts {
+// fetchHandler is containerd's, which leaves content that turned out to be wrong
+// for the next pull to resume.
+func (s *store) fetchHandler(fetcher remotes.Fetcher) images.HandlerFunc {
+	fetch := remotes.FetchHandler(s.content, fetcher)
+	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		out, err := fetch(ctx, desc)
+		if errdefs.IsFailedPrecondition(err) {
+			ref := remotes.MakeRefKey(ctx, desc)
+			if abort := s.content.Abort(context.WithoutCancel(ctx), ref); abort != nil && !errdefs.IsNotFound(abort) {
+				err = errors.Join(err, abort)
+			}
+		}
+		return out, err
+	}
+}
+
+func registryHosts(ctx context.Context, opts PullOptions, transports *transports) (docker.RegistryHosts, error) {
 	hostOpts := dockerconfig.HostOptions{
 		DefaultTLS:   nil,
 		UpdateClient: transports.adopt,
@@ -104,19 +148,29 @@ func registryHosts(ctx context.Context, opts PullOptions, transports *transports
 	if opts.HostsDir != "" {
 		hostOpts.HostDir = dockerconfig.HostDirFromRoot(opts.HostsDir)
 	}
-	if opts.Auth != nil {
+	reg, err := readRegistries(opts.Registries)
+	if err != nil {
+		return nil, err
+	}
+	if opts.Auth != nil || len(reg.Configs) > 0 {
 		hostOpts.Credentials = func(host string) (string, string, error) {
 			if host == "registry-1.docker.io" {
 				host = "docker.io"
 			}
-			a := opts.Auth(host)
+			var a Auth
+			if opts.Auth != nil {
+				a = opts.Auth(host)
+			}
+			if a == (Auth{}) {
+				a = reg.auth(host)
+			}
 			if a.IdentityToken != "" {
 				return "", a.IdentityToken, nil
 			}
 			return a.Username, a.Password, nil
 		}
 	}
-	return dockerconfig.ConfigureHosts(ctx, hostOpts)
+	return reg.hosts(dockerconfig.ConfigureHosts(ctx, hostOpts), hostOpts), nil
 }
 
 // transports collects the HTTP clients of one pull, to bound their waits and to
@@ -161,6 +215,7 @@ var errStalled = errors.New("the download stalled")
 // the pull when they stop.
 type progress struct {
 	done, total atomic.Int64
+	waiting     atomic.Int32 // for others, which is no stall
 	end         chan struct{}
 	ended       sync.WaitGroup
 }
@@ -178,7 +233,7 @@ func startProgress(report func(done, total int64), cancel context.CancelCauseFun
 			case now := <-tick.C:
 				done := p.done.Load()
 				switch {
-				case done != last:
+				case done != last || p.waiting.Load() > 0:
 					last, since = done, now
 				case now.Sub(since) > stallTimeout:
 					cancel(fmt.Errorf("%w after %d bytes", errStalled, done))

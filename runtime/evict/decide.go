@@ -60,15 +60,18 @@ func (r Resources) shortage() (name corev1.ResourceName, threshold, available st
 
 // image is what is known of an image.
 type image struct {
-	id       string
-	bytes    int64
-	pulled   bool // a registry gave it
+	id    string
+	bytes int64
+	// precious says that one copy in the cluster has to stay: no registry gave it,
+	// or a workload names it.
+	precious bool
 	lastUsed time.Time
 }
 
 // unused chooses the images to remove, the longest unused first, until want
-// bytes are free. They have been out of use for age.
-func unused(images []image, inUse map[string]bool, want int64, age time.Duration, now time.Time) []string {
+// bytes are free. They have been out of use for age. elsewhere says whether a
+// precious one is kept by another device.
+func unused(images []image, inUse map[string]bool, want int64, age time.Duration, now time.Time, elsewhere func(id string) bool) []string {
 	if want <= 0 {
 		return nil
 	}
@@ -78,7 +81,7 @@ func unused(images []image, inUse map[string]bool, want int64, age time.Duration
 		if want <= 0 {
 			break
 		}
-		if inUse[im.id] || !im.pulled || now.Sub(im.lastUsed) < age {
+		if inUse[im.id] || now.Sub(im.lastUsed) < age || im.precious && !elsewhere(im.id) {
 			continue
 		}
 		ids = append(ids, im.id)

@@ -6,8 +6,9 @@
 // the kernel's OOM killer, which is faster and which Pods' oom_score_adj guides.
 //
 // decide.go is pure: what was seen to what to remove. [Manager] looks every ten
-// seconds and acts. An image that was imported by hand is never removed: no
-// registry would give it back to a device without an uplink. An image goes
+// seconds and acts. The last copy in the cluster of an image stays if it was
+// imported by hand, or if a workload names it: no registry would give it back to
+// devices without an uplink. Other devices are asked at that moment. An image goes
 // when it has been out of use for two minutes since the disk ran short, or at
 // once before a Pod would.
 //

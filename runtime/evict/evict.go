@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -41,6 +42,12 @@ type Config struct {
 	Pods   Pods
 	// Look says what the device has.
 	Look func() (Resources, error)
+	// NodeName is this device's. Copies names the others that have an image now;
+	// Named are the full names of images that workloads of the cluster name. Both
+	// may be nil: then nobody has one, and none is named.
+	NodeName string
+	Copies   func(context.Context, engine.Image) []string
+	Named    func() map[string]bool
 	// Owner tells the UID of the Pod whose a container is.
 	Owner func(engine.Container) string
 	// Dirs are the folders of a Pod's own files on the disk: its emptyDirs and logs.
@@ -121,6 +128,11 @@ func (m *Manager) removeImages(ctx context.Context, want int64, age time.Duratio
 		return false, err
 	}
 	inUse := m.inUse(all)
+	var named map[string]bool
+	if m.cfg.Named != nil {
+		named = m.cfg.Named()
+	}
+	byID := make(map[string]engine.Image, len(all))
 	known := make(map[string]time.Time, len(all))
 	var images []image
 	for _, im := range all {
@@ -129,11 +141,12 @@ func (m *Manager) removeImages(ctx context.Context, want int64, age time.Duratio
 			used = now
 		}
 		known[im.ID] = used
-		images = append(images, image{im.ID, im.SizeBytes, im.Pulled, used})
+		byID[im.ID] = im
+		images = append(images, image{im.ID, im.SizeBytes, !im.Pulled || isNamed(im, named), used})
 	}
 	m.lastUsed = known
 	removed := false
-	for _, id := range unused(images, inUse, want, age, now) {
+	for _, id := range unused(images, inUse, want, age, now, func(id string) bool { return m.elsewhere(ctx, byID[id]) }) {
 		if err := m.cfg.Engine.RemoveImage(ctx, id); err != nil {
 			return removed, err
 		}
@@ -141,6 +154,21 @@ func (m *Manager) removeImages(ctx context.Context, want int64, age time.Duratio
 		m.cfg.Logger.Info("an image that nothing uses is removed: the disk is nearly full", "image", id)
 	}
 	return removed, nil
+}
+
+func isNamed(im engine.Image, named map[string]bool) bool {
+	isIn := func(name string) bool { return named[name] }
+	return slices.ContainsFunc(im.Names, isIn) || slices.ContainsFunc(im.RepoDigests, isIn)
+}
+
+// elsewhere says whether another device keeps an image. Of those that have it the
+// one that is first by its name keeps it: several that are short at the same time
+// do not count on each other.
+func (m *Manager) elsewhere(ctx context.Context, im engine.Image) bool {
+	if m.cfg.Copies == nil {
+		return false
+	}
+	return slices.ContainsFunc(m.cfg.Copies(ctx, im), func(device string) bool { return device < m.cfg.NodeName })
 }
 
 // inUse are the images of containers, ended ones too, and those that Pods of this

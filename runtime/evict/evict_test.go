@@ -54,17 +54,18 @@ func TestThresholds(t *testing.T) {
 
 func TestUnused(t *testing.T) {
 	old := func(id string, minutes int) image {
-		return image{id, 10 * mib, true, epoch.Add(-time.Duration(minutes) * time.Minute)}
+		return image{id, 10 * mib, false, epoch.Add(-time.Duration(minutes) * time.Minute)}
 	}
 	imported := old("imported", 99)
-	imported.pulled = false
+	imported.precious = true
+	nowhere := func(string) bool { return false }
 	images := []image{old("young", 1), old("b", 5), old("a", 5), old("used", 50), imported, old("oldest", 30)}
 	for want, ids := range map[int64]string{0: "", 1: "oldest", 11 * mib: "oldest a", 1 << 40: "oldest a b"} {
-		if got := strings.Join(unused(slices.Clone(images), map[string]bool{"used": true}, want, minAge, epoch), " "); got != ids {
+		if got := strings.Join(unused(slices.Clone(images), map[string]bool{"used": true}, want, minAge, epoch, nowhere), " "); got != ids {
 			t.Errorf("for %d bytes %q, not %q", want, got, ids)
 		}
 	}
-	if got := unused(images, map[string]bool{"used": true}, 1<<40, 0, epoch); !slices.Contains(got, "young") || slices.Contains(got, "imported") {
+	if got := unused(images, map[string]bool{"used": true}, 1<<40, 0, epoch, nowhere); !slices.Contains(got, "young") || slices.Contains(got, "imported") {
 		t.Errorf("without an age: %v", got)
 	}
 }
@@ -215,5 +216,41 @@ func TestManager(t *testing.T) {
 	look()
 	if strings.Join(d.evicted, " ") != "large small" || !strings.Contains(d.messages[1], "low on resource: memory") {
 		t.Fatalf("ended %v: %v", d.evicted, d.messages)
+	}
+}
+
+// TestLastCopy: an image that a workload names, or that was imported, goes only
+// where another device keeps it, and of all that have it one does.
+func TestLastCopy(t *testing.T) {
+	names := []string{"a", "b", "c"}
+	devices := map[string]*device{}
+	now := epoch
+	for _, name := range names {
+		devices[name] = &device{res: Resources{Disk: 100 * gib}, images: []engine.Image{
+			{ID: "named", Names: []string{"reg/named:1"}, Pulled: true, SizeBytes: gib},
+			{ID: "imported", Names: []string{"reg/imported:1"}, SizeBytes: gib},
+			{ID: "free", Names: []string{"reg/free:1"}, Pulled: true, SizeBytes: gib},
+		}}
+	}
+	for _, name := range names {
+		d := devices[name]
+		m := New(Config{
+			Engine: d, Pods: d, Look: d.Look, Now: func() time.Time { return now }, Logger: slog.New(slog.DiscardHandler), NodeName: name,
+			Named: func() map[string]bool { return map[string]bool{"reg/named:1": true} },
+			// What they knew before any of them removed one.
+			Copies: func(context.Context, engine.Image) []string {
+				return slices.DeleteFunc(slices.Clone(names), func(h string) bool { return h == name })
+			},
+		})
+		for range 2 {
+			d.res.DiskFree = 14 * gib
+			if err := m.Look(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			now = now.Add(minAge)
+		}
+	}
+	if a, b, c := devices["a"].names(), devices["b"].names(), devices["c"].names(); a != "named imported" || b != "" || c != "" {
+		t.Errorf("left %q, %q, %q", a, b, c)
 	}
 }

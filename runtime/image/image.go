@@ -89,8 +89,11 @@ type Engine interface {
 // Config of a Puller.
 type Config struct {
 	Engine   Engine
-	HostsDir string           // containerd's certs.d; "" for none
-	Clock    func() time.Time // default time.Now
+	HostsDir string // containerd's certs.d; "" for none
+	// Registries finds the registries.yaml to use now; may be nil.
+	Registries func() string
+	Source     engine.Source    // other devices; nil for none
+	Clock      func() time.Time // default time.Now
 }
 
 // Request is one container's wish for an image.
@@ -122,7 +125,16 @@ type Puller struct {
 	failures map[string]failure // PodUID_image
 }
 
-type flightKey struct{ image, auth string }
+// flightKey: a pull that has to ask the registry what the name means is not one
+// that takes what other devices have.
+type flightKey struct {
+	image, auth string
+	fresh       bool
+}
+
+func (r Request) flight() flightKey {
+	return flightKey{r.Image, r.AuthKey, r.Policy == corev1.PullAlways}
+}
 
 // flight is one pull that one or many wait for.
 type flight struct {
@@ -239,7 +251,7 @@ func (p *Puller) pull(ctx context.Context, r Request) (engine.Image, error) {
 func (p *Puller) join(r Request) *flight {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	key := flightKey{r.Image, r.AuthKey}
+	key := r.flight()
 	if f := p.flights[key]; f != nil {
 		f.waiters++
 		return f
@@ -250,7 +262,11 @@ func (p *Puller) join(r Request) *flight {
 	p.flights[key] = f
 	go func() {
 		began := p.cfg.Clock()
-		f.img, f.err = p.cfg.Engine.Pull(ctx, r.Image, engine.PullOptions{Auth: r.Auth, HostsDir: p.cfg.HostsDir})
+		opts := engine.PullOptions{Auth: r.Auth, HostsDir: p.cfg.HostsDir, Source: p.cfg.Source, Fresh: key.fresh}
+		if p.cfg.Registries != nil {
+			opts.Registries = p.cfg.Registries()
+		}
+		f.img, f.err = p.cfg.Engine.Pull(ctx, r.Image, opts)
 		f.took = p.cfg.Clock().Sub(began)
 		p.mu.Lock()
 		if p.flights[key] == f {
@@ -270,7 +286,7 @@ func (p *Puller) leave(r Request, f *flight) {
 		return
 	}
 	f.cancel()
-	if key := (flightKey{r.Image, r.AuthKey}); p.flights[key] == f {
+	if key := r.flight(); p.flights[key] == f {
 		delete(p.flights, key)
 	}
 }
