@@ -319,6 +319,26 @@ func protoMembers(m *consensus.Membership) []*pb.Member {
 	return out
 }
 
+// Heard tells when something arrived last of the member that is called name,
+// zero for never, and whether that member led before the one that leads now. ok is
+// false if nobody is called so. Unlike Peers it waits for nothing.
+func (s *Store) Heard(name string) (last time.Time, led, ok bool) {
+	v := s.node.view()
+	if v.members == nil || name == "" {
+		return time.Time{}, false, false
+	}
+	for _, e := range v.members.Members {
+		switch {
+		case e.Name != name:
+		case e.ID == s.member || s.peers == nil:
+			return time.Now(), false, true
+		default:
+			return s.peers.Heard(e.ID), e.ID == v.before, true
+		}
+	}
+	return time.Time{}, false, false
+}
+
 // PeerStatus is what a member knows of another, or of itself.
 type PeerStatus struct {
 	ID       uint64

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,18 +55,25 @@ type waiter struct {
 	done  chan result
 	ticks int // of patience left; a lone member's has no end
 	term  uint64
+	// owned by the node's goroutine
+	proposal proposal
+	taken    uint64 // the term in which raft took the proposal; 0 for not yet
 }
 
 type proposal struct {
-	id     uint64 // who waits for it
 	data   []byte
 	change *raftpb.ConfChange // if not data
 }
+
+// unsure is the term of proposals of which this member cannot tell whether they
+// were applied: the state that it took over from the leader may hold them.
+const unsure = math.MaxUint64
 
 // view is what others than the node's goroutine may know of it. It is replaced,
 // never changed; changed is closed when it is.
 type view struct {
 	leader, term uint64
+	before       uint64 // who led before this leader, 0 for nobody known
 	// decides: this member leads, and has applied all that was committed before.
 	decides bool
 	members *consensus.Membership // nil until known
@@ -107,6 +115,8 @@ type node struct {
 	next      *readers          // who came after that
 	current   []*readers        // who wait for an index to be applied
 	lastRead  uint64
+	untaken   []uint64     // proposals that raft did not take: once more later
+	applied   uint64       // the term of the newest applied entry
 	committed mvcc.Applied // what bbolt holds
 	ticking   *time.Ticker
 	removed   bool
@@ -117,7 +127,7 @@ type node struct {
 	cfg       nodeConfig
 	log       *slog.Logger
 	db        *mvcc.DB
-	proposals chan proposal
+	proposals chan uint64 // by the ids of their waiters
 	reads     chan *waiter
 	inbox     chan *raftpb.Message
 	snapshots chan received
@@ -134,6 +144,8 @@ type node struct {
 	commit atomic.Uint64
 	full   atomic.Bool // the disk is: writes are refused
 	seen   atomic.Pointer[view]
+	hang   *time.Timer // runs while run is at the disk
+	seeing sync.Mutex  // held while seen is replaced
 
 	mu sync.Mutex
 	// guarded by mu
@@ -143,24 +155,25 @@ type node struct {
 
 // nodeConfig is what a node is told by its store.
 type nodeConfig struct {
-	self          uint64
-	tick          time.Duration
-	electionTicks int
-	requestTicks  int
-	commitEntries uint64
-	catchUp       uint64
-	members       func(*consensus.Membership)                         // told of each change
-	applied       func(*pb.InternalRaftRequest, proto.Message, error) // told of each entry
-	send          func([]*raftpb.Message)
-	sendSnapshot  func(context.Context, *raftpb.Message) error
-	discard       func(path string)
-	counters      *counters
+	self           uint64
+	tick           time.Duration
+	electionTicks  int
+	heartbeatTicks int
+	requestTicks   int
+	commitEntries  uint64
+	catchUp        uint64
+	members        func(*consensus.Membership)                         // told of each change
+	applied        func(*pb.InternalRaftRequest, proto.Message, error) // told of each entry
+	send           func([]*raftpb.Message)
+	sendSnapshot   func(context.Context, *raftpb.Message) error
+	discard        func(path string)
+	counters       *counters
 }
 
 func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *slog.Logger) (*node, error) {
 	n := &node{
 		cfg: cfg, wal: log, log: logger, db: db, pins: map[uint64]uint64{}, waiting: map[uint64]*waiter{}, next: &readers{}, committed: db.Applied(),
-		proposals: make(chan proposal, maxBatch), reads: make(chan *waiter, maxBatch), inbox: make(chan *raftpb.Message, maxInbox),
+		proposals: make(chan uint64, maxBatch), reads: make(chan *waiter, maxBatch), inbox: make(chan *raftpb.Message, maxInbox),
 		snapshots: make(chan received), reports: make(chan report, 64), control: make(chan func(*consensus.Core)),
 		durable: make(chan mvcc.Applied, 1), wantSync: make(chan struct{}, 1), done: make(chan struct{}), slots: make(chan struct{}, 2),
 	}
@@ -168,10 +181,13 @@ func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *s
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.reign, n.abdicate = context.WithCancel(n.ctx)
 	var err error
-	n.core, err = consensus.New(consensus.Config{State: measuredState{recordingState{db}, cfg.counters}, Log: log, Content: c, Outside: n, Logger: logger, ElectionTicks: cfg.electionTicks})
+	n.core, err = consensus.New(consensus.Config{State: measuredState{recordingState{db}, cfg.counters}, Log: log, Content: c, Outside: n, Logger: logger, ElectionTicks: cfg.electionTicks, HeartbeatTicks: cfg.heartbeatTicks})
 	if err != nil {
 		return nil, err
 	}
+	n.applied = db.Applied().Term
+	n.hang = time.AfterFunc(time.Hour, n.hung)
+	n.hang.Stop()
 	n.publish()
 	return n, nil
 }
@@ -185,8 +201,9 @@ func (n *node) failure() error {
 func (n *node) view() *view { return n.seen.Load() }
 
 // wait registers who waits for the outcome of entry id.
-func (n *node) wait(id uint64) *waiter {
+func (n *node) wait(id uint64, p proposal) *waiter {
 	w := n.newWaiter()
+	w.proposal = p
 	n.mu.Lock()
 	n.waiting[id] = w
 	n.mu.Unlock()
@@ -213,15 +230,14 @@ func (n *node) propose(ctx context.Context, id uint64, p proposal) (proto.Messag
 	if n.full.Load() {
 		return nil, ErrNoSpace
 	}
-	p.id = id
-	w := n.wait(id)
+	w := n.wait(id, p)
 	defer func() {
 		n.mu.Lock()
 		delete(n.waiting, id)
 		n.mu.Unlock()
 	}()
 	select {
-	case n.proposals <- p:
+	case n.proposals <- id:
 	case r := <-w.done:
 		return r.resp, r.err
 	case <-ctx.Done():
@@ -342,11 +358,11 @@ func (n *node) feed(full bool) bool {
 	case <-n.ctx.Done():
 		return false
 	case <-retry:
-	case p := <-proposals:
+	case id := <-proposals:
 		if full {
-			n.answer(p.id, result{err: ErrNoSpace}) // raft never saw it
+			n.answer(id, result{err: ErrNoSpace}) // raft never saw it
 		} else {
-			n.take(p)
+			n.take(id)
 		}
 	case m := <-inbox:
 		n.step(m)
@@ -380,8 +396,8 @@ func (n *node) drain() {
 		select {
 		case m := <-n.inbox:
 			n.step(m)
-		case p := <-proposals:
-			n.take(p)
+		case id := <-proposals:
+			n.take(id)
 		case w := <-n.reads:
 			n.next.waiting = append(n.next.waiting, w)
 		default:
@@ -390,18 +406,48 @@ func (n *node) drain() {
 	}
 }
 
-// take gives raft a proposal. One that raft drops is answered by its time
-// running out: whether it reached the leader cannot be known.
-func (n *node) take(p proposal) {
+// take gives raft a proposal, if somebody still waits for it. One that is lost on
+// its way to a leader that stays is answered by its time running out.
+func (n *node) take(id uint64) {
+	n.mu.Lock()
+	w := n.waiting[id]
+	n.mu.Unlock()
+	if w == nil {
+		return
+	}
 	var err error
-	if p.change != nil {
-		err = n.core.ProposeChange(p.change)
+	if w.proposal.change != nil {
+		err = n.core.ProposeChange(w.proposal.change)
 	} else {
-		err = n.core.Propose(p.data)
+		err = n.core.Propose(w.proposal.data)
 	}
 	if err != nil {
-		n.log.Debug("a proposal was dropped", "err", err)
+		n.untaken = append(n.untaken, id)
+		return
 	}
+	w.taken = n.core.Term()
+}
+
+// takeAgain gives raft what it did not take, and once an entry of a new term was
+// applied what is lost of the terms before; see consensus.Core.Propose. It reports
+// whether raft took any of it.
+func (n *node) takeAgain() bool {
+	again := n.untaken
+	n.untaken = nil
+	if term := n.db.Applied().Term; term != n.applied {
+		n.applied = term
+		n.mu.Lock()
+		for id, w := range n.waiting {
+			if w.taken != 0 && w.taken < term {
+				again = append(again, id)
+			}
+		}
+		n.mu.Unlock()
+	}
+	for _, id := range again {
+		n.take(id)
+	}
+	return len(n.untaken) < len(again)
 }
 
 func (n *node) step(m *raftpb.Message) {
@@ -513,7 +559,9 @@ func (n *node) release() {
 // process carries out what raft wants. full says that the disk is.
 func (n *node) process() (full bool, err error) {
 	before := n.core.Leader()
+	n.hang.Reset(time.Duration(n.cfg.electionTicks) * n.cfg.tick)
 	err = n.core.Process()
+	n.hang.Stop()
 	if errors.Is(err, wal.ErrNoSpace) {
 		if !n.full.Swap(true) {
 			n.log.Error("the disk is full: writes are refused until there is room", "err", err)
@@ -533,6 +581,9 @@ func (n *node) process() (full bool, err error) {
 	n.release()
 	n.commit.Store(n.core.Commit())
 	n.publish()
+	if n.takeAgain() {
+		return n.process()
+	}
 	if n.db.Pending() > commitBytes || n.core.LogEntries(n.committed.Index) > n.cfg.commitEntries {
 		select {
 		case n.wantSync <- struct{}{}:
@@ -542,8 +593,27 @@ func (n *node) process() (full bool, err error) {
 	return false, nil
 }
 
+// hung is called when the disk of a member takes longer than a leader may be
+// silent: the others, which hear nothing of it, have elected another by now, and
+// what only a leader does must end here.
+func (n *node) hung() {
+	n.seeing.Lock()
+	defer n.seeing.Unlock()
+	old := n.view()
+	if old.leader != n.cfg.self || old.alone(n.cfg.self) {
+		return
+	}
+	n.log.Warn("the disk does not answer: this member leads no more")
+	now := *old
+	now.leader, now.before, now.decides, now.changed = 0, n.cfg.self, false, make(chan struct{})
+	n.seen.Store(&now)
+	close(old.changed)
+}
+
 // publish replaces the view if it is no longer true.
 func (n *node) publish() {
+	n.seeing.Lock()
+	defer n.seeing.Unlock()
 	old := n.view()
 	leader, term, decides, members := n.core.Leader(), n.core.Term(), n.core.Decides(), n.core.Members()
 	if old.leader == leader && old.term == term && old.decides == decides && old.members == members {
@@ -559,7 +629,11 @@ func (n *node) publish() {
 		n.abdicate()
 		n.reign, n.abdicate = context.WithCancel(n.ctx)
 	}
-	n.seen.Store(&view{leader, term, decides, members, make(chan struct{})})
+	last := old.before
+	if old.leader != 0 && old.leader != leader {
+		last = old.leader
+	}
+	n.seen.Store(&view{leader, term, last, decides, members, make(chan struct{})})
 	close(old.changed)
 }
 
@@ -624,6 +698,13 @@ func (n *node) install(r received) {
 	}
 	if taken {
 		n.committed = n.db.Applied()
+		n.mu.Lock()
+		for _, w := range n.waiting {
+			if w.taken != 0 {
+				w.taken = unsure
+			}
+		}
+		n.mu.Unlock()
 	}
 	r.done <- err
 }

@@ -75,10 +75,10 @@ type Config struct {
 	Token string
 	// FollowAddress makes the membership follow PeerURLs when they change.
 	FollowAddress bool
-	// Tick is how often the leader is heard, ElectionTicks how many of those may
-	// be missed; 0 is etcd's 100 ms and 10.
-	Tick          time.Duration
-	ElectionTicks int
+	// Tick is the unit of time: the leader is heard every HeartbeatTicks, and may
+	// be silent for ElectionTicks. 0 is etcd's 100 ms, 1 and 10.
+	Tick                          time.Duration
+	HeartbeatTicks, ElectionTicks int
 	// RequestTimeout ends requests whose leader may be gone; 0 is etcd's 5 s and
 	// two elections. A lone member waits for its disk.
 	RequestTimeout time.Duration
@@ -419,7 +419,7 @@ func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {
 	s.lessor = newLessor(s)
 	ticks := int(s.cfg.RequestTimeout / s.cfg.Tick)
 	s.node, err = newNode(nodeConfig{
-		self: s.member, tick: s.cfg.Tick, electionTicks: s.cfg.ElectionTicks, requestTicks: max(ticks, 1),
+		self: s.member, tick: s.cfg.Tick, electionTicks: s.cfg.ElectionTicks, heartbeatTicks: s.cfg.HeartbeatTicks, requestTicks: max(ticks, 1),
 		commitEntries: s.cfg.CommitEntries, catchUp: s.cfg.CatchUpEntries,
 		members: s.meet, applied: s.lessor.applied, send: s.send, sendSnapshot: s.sendSnapshot, discard: s.discard,
 		counters: s.counters,

@@ -42,7 +42,7 @@ func (d *device) lead(ctx context.Context) error {
 			return controller.Run(ctx, controller.Config{
 				Registry: d.registry, ClusterDomain: d.cfg.clusterDomain, APIAddresses: d.apiAddresses,
 				ServiceIP: firstOf(d.cfg.parsed.serviceCIDRs[0]), BootstrapObjects: bootstrap, RootCA: d.identity, Logger: d.log,
-				Liveness: d.liveness(ctx, time.Now()),
+				Liveness: d.liveness(time.Now()),
 			})
 		})
 		if d.backups != nil {
@@ -118,23 +118,20 @@ func (d *device) balanceVoters(ctx context.Context) error {
 	return nil
 }
 
-// liveness tells when a device was last heard of: in Raft's own traffic. One that
-// this leader has never heard of gets the time since it leads.
-func (d *device) liveness(ctx context.Context, began time.Time) node.Liveness {
+// liveness tells when a device was last heard of: in Raft's own traffic. Devices
+// talk with their leader only, so that a new one has heard of nobody before it
+// led, but of the old leader: that one's silence began an election ago at most.
+func (d *device) liveness(began time.Time) node.Liveness {
 	return func(name string) (time.Time, bool) {
-		peers, err := d.store.Peers(ctx)
-		if err != nil {
-			return time.Now(), true // not its fault
+		last, led, ok := d.store.Heard(name)
+		since := began
+		if led {
+			since = began.Add(-electionTime)
 		}
-		for _, p := range peers {
-			if p.Name == name {
-				if p.LastHeard.Before(began) {
-					return began, true
-				}
-				return p.LastHeard, true
-			}
+		if last.Before(since) {
+			last = since
 		}
-		return time.Time{}, false
+		return last, ok
 	}
 }
 

@@ -6,7 +6,8 @@
 // while the device is silent, and it hears nothing itself: Liveness tells when a
 // device was last heard of, from Raft's own traffic. No Lease is written for it.
 //
-// Types: Liveness is asked once a second while there is more than one device.
+// Types: Liveness is asked when a device could have become silent, while there is
+// more than one. When this device itself stood still, the others get their time anew.
 // Health, Taints and Eviction are the decisions, functions of their arguments.
 //
 // Promises: a device that is silent for Grace is NotReady (Ready is Unknown) and

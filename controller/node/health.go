@@ -9,8 +9,10 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// Grace is how long a device may be silent and still count as there.
-const Grace = 5 * time.Second
+// Grace is how long a device may be silent and still count as there. A user sees
+// it NotReady, and its Pods gone from their Services, within 5 s: half a second
+// for the last heartbeat, and the rest for writing it down.
+const Grace = 4 * time.Second
 
 // Health returns the conditions of a Node whose device was last heard of at
 // heard, and when to look again; changed says whether they differ.

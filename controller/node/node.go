@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,8 +22,14 @@ import (
 // is of a lone device.
 type Liveness func(node string) (heard time.Time, ok bool)
 
-// listen is how often Liveness is asked.
-const listen = time.Second
+const (
+	// listenAtMost is how often Liveness is asked of a silent device.
+	listenAtMost = 250 * time.Millisecond
+	// stoodStill is how late listen may wake before it takes this device itself
+	// for the one that stood still: what the others sent meanwhile is yet to be
+	// read.
+	stoodStill = time.Second
+)
 
 type controller struct {
 	env      loop.Env
@@ -33,6 +40,7 @@ type controller struct {
 	eviction *recorder.Recorder
 	queue    *loop.Queue
 	more     chan struct{} // holds one: Nodes came or went
+	awake    atomic.Int64  // since when this device itself is, Unix nanoseconds
 }
 
 // Run makes the controller.
@@ -72,26 +80,34 @@ func Run(liveness Liveness) loop.Run {
 // there is one only.
 func (c *controller) listen(ctx context.Context, stopped chan<- struct{}) {
 	defer close(stopped)
-	t := time.NewTicker(listen)
-	defer t.Stop()
 	for ctx.Err() == nil {
-		if len(c.nodes.List("")) < 2 {
-			t.Stop()
+		nodes := c.nodes.List("")
+		if len(nodes) < 2 {
 			select {
 			case <-ctx.Done():
 			case <-c.more:
 			}
-			t.Reset(listen)
 			continue
 		}
+		now := c.env.Now()
+		next := now.Add(Grace)
+		for _, n := range nodes {
+			heard, ok := c.liveness(n.Name)
+			switch {
+			case !ok || !isKnown(n):
+			case c.silent(n.Name):
+				c.queue.Add(n.Name)
+				next = now
+			case heard.Add(Grace).Before(next):
+				next = heard.Add(Grace)
+			}
+		}
+		wait := max(next.Sub(now), listenAtMost)
 		select {
 		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		for _, n := range c.nodes.List("") {
-			if c.silent(n.Name) && isKnown(n) {
-				c.queue.Add(n.Name)
+		case <-time.After(wait):
+			if woke := c.env.Now(); woke.Sub(now) > wait+stoodStill {
+				c.awake.Store(woke.UnixNano())
 			}
 		}
 	}
@@ -103,7 +119,8 @@ func (c *controller) silent(node string) bool {
 		return false
 	}
 	heard, ok := c.liveness(node)
-	return ok && c.env.Now().Sub(heard) >= Grace
+	now := c.env.Now()
+	return ok && now.Sub(heard) >= Grace && now.UnixNano()-c.awake.Load() >= int64(Grace)
 }
 
 // isKnown says whether the Node's Ready is anything but Unknown.

@@ -24,7 +24,7 @@ var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 func TestHealth(t *testing.T) {
 	ready := []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}, {Type: "Own", Status: corev1.ConditionTrue}}
-	if out, changed, again := node.Health(ready, noon.Add(-2*time.Second), noon); changed || again != 3*time.Second || len(out) != 2 {
+	if out, changed, again := node.Health(ready, noon.Add(-2*time.Second), noon); changed || again != 2*time.Second || len(out) != 2 {
 		t.Errorf("heard of 2 s ago: %v %v, again in %v", out, changed, again)
 	}
 	out, changed, _ := node.Health(ready, noon.Add(-5*time.Second), noon)

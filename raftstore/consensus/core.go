@@ -61,8 +61,9 @@ type Config struct {
 	Content wal.Content
 	Outside Outside
 	Logger  *slog.Logger
-	// ElectionTicks is how long a leader may be silent; a heartbeat is one tick.
-	ElectionTicks int
+	// ElectionTicks is how long a leader may be silent, HeartbeatTicks how often
+	// it is heard; 0 is one tick.
+	ElectionTicks, HeartbeatTicks int
 }
 
 // Core is one member.
@@ -104,7 +105,7 @@ func New(cfg Config) (*Core, error) {
 	}
 	var err error
 	c.raw, err = raft.NewRawNode(&raft.Config{
-		ID: c.id, ElectionTick: cfg.ElectionTicks, HeartbeatTick: 1, Storage: c.storage, Applied: cfg.State.Applied().Index,
+		ID: c.id, ElectionTick: cfg.ElectionTicks, HeartbeatTick: max(cfg.HeartbeatTicks, 1), Storage: c.storage, Applied: cfg.State.Applied().Index,
 		MaxSizePerMsg: maxMessageBytes, MaxCommittedSizePerReady: 4 << 20, MaxInflightMsgs: 256, MaxInflightBytes: maxInflightBytes,
 		MaxUncommittedEntriesSize: maxUncommittedBytes,
 		PreVote:                   true, CheckQuorum: true, StepDownOnRemoval: true, Logger: raftLogger{cfg.Logger},
@@ -213,7 +214,7 @@ func (c *Core) restore() error {
 	return nil
 }
 
-// Tick tells that a heartbeat's time has passed.
+// Tick tells that a tick's time has passed.
 func (c *Core) Tick() { c.raw.Tick() }
 
 // NeedsTicks reports whether time matters to this member: a lone one has nobody
@@ -230,6 +231,12 @@ func (c *Core) Step(m *raftpb.Message) error {
 	}
 	if m.GetType() == raftpb.MsgSnap && c.received == "" {
 		return errors.New("a snapshot without its file")
+	}
+	if m.GetType() == raftpb.MsgProp {
+		if !c.Leading() || m.GetTerm() != 0 && m.GetTerm() != c.Term() { // 0: of an older edged
+			return fmt.Errorf("%w: it is for the leader of term %d", ErrDropped, m.GetTerm())
+		}
+		m.Term = nil // raft takes one with a term for another member's
 	}
 	return c.raw.Step(m)
 }
@@ -250,11 +257,41 @@ func (c *Core) Install(m *raftpb.Message, path string) (taken bool, err error) {
 	return taken, err
 }
 
-// Propose proposes an entry. It is dropped if there is no leader.
-func (c *Core) Propose(data []byte) error { return c.raw.Propose(data) }
+// ErrDropped says that a proposal was not taken, and is in no log.
+var ErrDropped = raft.ErrProposalDropped
 
-// ProposeChange proposes a change of the membership.
-func (c *Core) ProposeChange(cc *raftpb.ConfChange) error { return c.raw.ProposeConfChange(cc) }
+// Propose proposes an entry, or fails with ErrDropped. What was not applied when
+// an entry of a later term is never will be: only the leader of the term in which
+// it was proposed takes it, and a later leader's first entry comes after all that
+// is left of the earlier ones'. It may then be proposed again.
+func (c *Core) Propose(data []byte) error {
+	if to := c.Leader(); to != 0 && to != c.id {
+		return c.forward(to, &raftpb.Entry{Data: data})
+	}
+	return c.raw.Propose(data)
+}
+
+// ProposeChange proposes a change of the membership, as Propose does.
+func (c *Core) ProposeChange(cc *raftpb.ConfChange) error {
+	to := c.Leader()
+	if to == 0 || to == c.id {
+		return c.raw.ProposeConfChange(cc)
+	}
+	data, err := proto.Marshal(cc)
+	if err != nil {
+		return err
+	}
+	typ := raftpb.EntryConfChange
+	return c.forward(to, &raftpb.Entry{Type: &typ, Data: data})
+}
+
+// forward sends a proposal to the leader. raft's own forwarding names no term, so
+// that a message that is late could reach a later leader, and be taken twice.
+func (c *Core) forward(to uint64, e *raftpb.Entry) error {
+	typ := raftpb.MsgProp
+	c.cfg.Outside.Send([]*raftpb.Message{{Type: &typ, To: proto.Uint64(to), From: proto.Uint64(c.id), Term: proto.Uint64(c.Term()), Entries: []*raftpb.Entry{e}}})
+	return nil
+}
 
 // ReadIndex asks from which index on reads that arrived before are current.
 // The question may be lost.

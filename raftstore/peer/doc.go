@@ -25,7 +25,8 @@
 // URLs separated by newlines. The answer is welcome: a byte, 0 to go on, else
 // why not. On a stream the listener sends nothing but an ack frame, at most one
 // a second and only after something arrived: a dialler that waits 3 s for one
-// dials again, where TCP would take minutes to notice.
+// dials again, where TCP would take minutes to notice. Its connection's goroutine
+// sends it, so that a member whose disk hangs is still heard of.
 //
 // # Bounds
 //

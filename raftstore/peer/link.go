@@ -134,6 +134,10 @@ func (l *link) addresses() []string {
 	return out
 }
 
+// hear notes that something of the member arrived: also an ack, which it sends
+// while its disk hangs.
+func (l *link) hear() { l.heard.Store(int64(time.Since(l.t.born))) }
+
 func (l *link) setConnected(on bool) {
 	l.mu.Lock()
 	if l.connected != on {
@@ -188,7 +192,8 @@ func (l *link) run(ctx context.Context) {
 
 // watch is the acks' side of a connection.
 type watch struct {
-	conn net.Conn
+	conn  net.Conn
+	heard func() // told of each ack
 
 	mu      sync.Mutex
 	lastAck time.Time // guarded by mu
@@ -214,6 +219,7 @@ func (w *watch) run() {
 		if err != nil || kind != kindAck {
 			return
 		}
+		w.heard()
 		w.mu.Lock()
 		w.lastAck, w.waiting = time.Now(), false
 		err = w.conn.SetReadDeadline(time.Time{})
@@ -226,7 +232,7 @@ func (w *watch) run() {
 
 // serve sends until the connection breaks or ctx ends.
 func (l *link) serve(ctx context.Context, conn net.Conn) {
-	w := &watch{conn: conn}
+	w := &watch{conn: conn, heard: l.hear}
 	var acks sync.WaitGroup
 	ended := make(chan struct{})
 	acks.Go(func() { defer close(ended); w.run() })

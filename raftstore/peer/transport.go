@@ -473,7 +473,7 @@ func (t *Transport) stream(conn net.Conn, from uint64) {
 		}
 		now := time.Now()
 		if l := t.link(from); l != nil {
-			l.heard.Store(int64(now.Sub(t.born)))
+			l.hear()
 		}
 		if now.Sub(acked) >= ackInterval {
 			acked = now

@@ -5,8 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -38,6 +41,8 @@ type node struct {
 	db        *mvcc.DB
 	core      *consensus.Core
 	waiting   map[uint64]func(proto.Message, error)
+	asked     map[uint64]*asked // of waiting
+	applied   uint64            // the term of the newest applied entry
 	reads     map[uint64]func()
 	current   []reading
 	lastRead  uint64
@@ -49,6 +54,13 @@ type node struct {
 	lag       time.Duration // of what is being processed
 	busyUntil time.Duration
 	jump      int // ticks to skip (below 0) or to catch up
+}
+
+// asked is a proposal that waits, and the term in which raft took it: 0 for not
+// yet, the greatest if what became of it cannot be known.
+type asked struct {
+	data []byte
+	term uint64
 }
 
 type reading struct {
@@ -89,7 +101,9 @@ func (n *node) run(l *wal.Log, content wal.Content) {
 	n.up = true
 	n.life++
 	n.waiting, n.reads, n.current = map[uint64]func(proto.Message, error){}, map[uint64]func(){}, nil
+	n.asked = map[uint64]*asked{}
 	n.committed = n.db.Applied()
+	n.applied = n.committed.Term
 	var err error
 	n.core, err = consensus.New(consensus.Config{State: n.db, Log: l, Content: content, Outside: n, Logger: n.w.log, ElectionTicks: electionTicks})
 	if errors.Is(err, vfs.ErrCut) {
@@ -225,6 +239,10 @@ func (n *node) pump() {
 	if n.lag > 0 {
 		n.busyUntil = n.w.now + n.lag
 	}
+	if n.takeAgain() {
+		n.pump()
+		return
+	}
 	n.release()
 	if n.life == life && n.core.LogEntries(n.committed.Index) > commitEntries {
 		n.commit()
@@ -234,6 +252,23 @@ func (n *node) pump() {
 		n.w.res.Elections++
 		n.w.note("n%d leads in term %d", n.id, n.term)
 	}
+}
+
+// takeAgain proposes once more what is lost with an earlier leader, as the
+// product's node does.
+func (n *node) takeAgain() (took bool) {
+	term := n.db.Applied().Term
+	if term == n.applied {
+		return false
+	}
+	n.applied = term
+	for _, id := range slices.Sorted(maps.Keys(n.asked)) {
+		if a := n.asked[id]; a.term < term && n.core.Propose(a.data) == nil {
+			a.term, took = n.core.Term(), true
+			n.w.res.Again++
+		}
+	}
+	return took
 }
 
 func (n *node) release() {
@@ -365,6 +400,9 @@ func (n *node) install(m *raftpb.Message, file []byte) {
 	case taken:
 		n.w.res.Snapshots++
 		n.committed = n.db.Applied()
+		for _, a := range n.asked {
+			a.term = math.MaxUint64
+		}
 	}
 	n.pump()
 }
@@ -377,6 +415,7 @@ func (n *node) Applied(req *pb.InternalRaftRequest, resp proto.Message, err erro
 func (n *node) answer(id uint64, resp proto.Message, err error) {
 	done := n.waiting[id]
 	delete(n.waiting, id)
+	delete(n.asked, id)
 	if done != nil {
 		// The outcome does not change any more; the way to the client takes time.
 		n.w.after(n.lag+n.w.delay(5*time.Millisecond), func() { done(resp, err) })
@@ -423,8 +462,11 @@ func (n *node) propose(req *pb.InternalRaftRequest, done func(proto.Message, err
 	if done != nil {
 		n.waiting[n.w.requests] = done
 	}
-	// Dropped is as good as lost.
-	_ = n.core.Propose(data)
+	a := &asked{data: data}
+	n.asked[n.w.requests] = a
+	if n.core.Propose(data) == nil {
+		a.term = n.core.Term()
+	}
 	n.pump()
 }
 

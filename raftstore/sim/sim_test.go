@@ -128,13 +128,14 @@ func TestSeeds(t *testing.T) {
 		sum.Events += r.Events
 		sum.Elections += r.Elections
 		sum.Crashes += r.Crashes
+		sum.Again += r.Again
 		sum.Snapshots += r.Snapshots
 		sum.Changes += r.Changes
 		sum.Acknowledged += r.Acknowledged
 	}
 	t.Logf("%d seeds: %s", n, summary(sum))
 	for what, got := range map[string]int{
-		"elections": sum.Elections, "crashes": sum.Crashes, "snapshots": sum.Snapshots, "changes of the membership": sum.Changes, "acknowledged writes": sum.Acknowledged / 50,
+		"elections": sum.Elections, "proposals made again": sum.Again, "crashes": sum.Crashes, "snapshots": sum.Snapshots, "changes of the membership": sum.Changes, "acknowledged writes": sum.Acknowledged / 50,
 	} {
 		if got < n {
 			t.Errorf("only %d %s in %d seeds: the simulation does not test what it should", got, what, n)

@@ -71,7 +71,7 @@ type Result struct {
 	Digest uint64 // of all events
 	Events int
 	// What happened, for the reader to see that it did.
-	Elections, Crashes, Snapshots, Changes, Acknowledged int
+	Again, Elections, Crashes, Snapshots, Changes, Acknowledged int
 	// Err is what the run itself found wrong.
 	Err error
 }

@@ -1,0 +1,133 @@
+package raftstore
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"edged/raftstore/vfs"
+)
+
+// TestWritesOutliveTheLeader: with leaders cut off one after the other, every
+// write through any member is acknowledged, and took place once.
+func TestWritesOutliveTheLeader(t *testing.T) {
+	c := newCluster(t, func(cfg *Config) { cfg.RequestTimeout = 30 * time.Second }, "a", "b", "c")
+	var writers sync.WaitGroup
+	var stop atomic.Bool
+	written := make([]int, 6)
+	for w := range written {
+		m := c.members[c.names()[w%3]]
+		writers.Go(func() {
+			for ; !stop.Load(); written[w]++ {
+				key := []byte(fmt.Sprintf("%d/%d", w, written[w]))
+				if _, err := m.Put(context.Background(), &pb.PutRequest{Key: key}); err != nil {
+					t.Errorf("%s: %v", key, err)
+					return
+				}
+			}
+		})
+	}
+	for range 5 {
+		old := c.leader()
+		c.wire.isolate(memberURL(old), true)
+		eventually(t, "another leader", func() bool {
+			for n, m := range c.members {
+				if n != old && m.node.view().decides {
+					return true
+				}
+			}
+			return false
+		})
+		c.wire.isolate(memberURL(old), false)
+		eventually(t, "one leader", func() bool {
+			leader := c.members[old].Leader()
+			return leader != 0 && leader != c.members[old].MemberID()
+		})
+	}
+	stop.Store(true)
+	writers.Wait()
+	c.same()
+	for w, n := range written {
+		t.Logf("%d writes through %s", n, c.names()[w%3])
+		for i := range n {
+			key := fmt.Sprintf("%d/%d", w, i)
+			resp, err := c.members["a"].Range(context.Background(), &pb.RangeRequest{Key: []byte(key), Serializable: true})
+			if err != nil || len(resp.Kvs) != 1 || resp.Kvs[0].Version != 1 {
+				t.Fatalf("%s is %v, %v", key, resp.GetKvs(), err)
+			}
+		}
+	}
+}
+
+// stalling is a file system whose disk can hang.
+type stalling struct {
+	vfs.FS
+	stall sync.RWMutex
+}
+
+func (s *stalling) Open(op, path string, create bool) (vfs.File, error) {
+	f, err := s.FS.Open(op, path, create)
+	return stallingFile{f, s}, err
+}
+
+type stallingFile struct {
+	vfs.File
+	s *stalling
+}
+
+func (f stallingFile) Sync(op string, dataOnly bool) error {
+	f.s.stall.RLock()
+	defer f.s.stall.RUnlock()
+	return f.File.Sync(op, dataOnly)
+}
+
+// TestDiskHangs: a member whose disk hangs is heard of all the time; if it led, it
+// stops leading and another does.
+func TestDiskHangs(t *testing.T) {
+	disks := map[string]*stalling{"a": {FS: vfs.OS{}}, "b": {FS: vfs.OS{}}, "c": {FS: vfs.OS{}}}
+	c := newCluster(t, func(cfg *Config) { cfg.files = disks[cfg.Name] }, "a", "b", "c")
+	led := c.leader()
+	leading := make(chan bool, 16)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		c.members[led].RunWhileLeader(ctx, func(ctx context.Context) {
+			leading <- true
+			<-ctx.Done()
+			leading <- false
+		})
+	})
+	defer running.Wait()
+	defer cancel()
+	<-leading
+	disks[led].stall.Lock()
+	abandoned := make(chan error, 1)
+	go func() {
+		_, err := c.members[led].Put(ctx, &pb.PutRequest{Key: []byte("through the hung one")})
+		abandoned <- err
+	}()
+	if <-leading {
+		t.Fatal("it leads twice")
+	}
+	old := c.members[led]
+	delete(c.members, led)
+	now := c.members[c.leader()]
+	put(t, now.Store, "through another", "v")
+	// For several times what a leader may be silent, it is heard of.
+	for until := time.Now().Add(5 * time.Second); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+		if last, _, ok := now.Heard(led); !ok || time.Since(last) > 4*time.Second {
+			t.Fatalf("the one whose disk hangs was heard of %v ago", time.Since(last))
+		}
+	}
+	disks[led].stall.Unlock()
+	if err := <-abandoned; err != nil {
+		t.Errorf("the write through the hung one: %v", err)
+	}
+	c.members[led] = old
+	c.same()
+}
