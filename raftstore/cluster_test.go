@@ -80,6 +80,21 @@ func (w *wire) dial(ctx context.Context, from, to string) (net.Conn, error) {
 	return nil, fmt.Errorf("%s does not answer", to)
 }
 
+// move gives a member another address: what was connected is cut, and nobody is
+// where it was.
+func (w *wire) move(from, to string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.listeners[to] = w.listeners[from]
+	delete(w.listeners, from)
+	for c, ends := range w.conns {
+		if ends[0] == from || ends[1] == from {
+			c.Close()
+			delete(w.conns, c)
+		}
+	}
+}
+
 // isolate cuts a member off, or connects it again.
 func (w *wire) isolate(url string, off bool) {
 	w.mu.Lock()

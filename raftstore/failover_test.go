@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -129,5 +130,33 @@ func TestDiskHangs(t *testing.T) {
 		t.Errorf("the write through the hung one: %v", err)
 	}
 	c.members[led] = old
+	c.same()
+}
+
+// TestAllMove: every member gets another address at once. One of them is where a
+// name leads; the others say to it where they are, and are found.
+func TestAllMove(t *testing.T) {
+	c := newCluster(t, func(cfg *Config) { cfg.Hints, cfg.FollowAddress = []string{"http://a.elsewhere:2380"}, true }, "a", "b", "c")
+	put(t, c.members["a"].Store, "k", "before")
+	moved := func(name string) string { return "http://" + name + ".elsewhere:2380" }
+	for _, n := range c.names() {
+		c.wire.move(memberURL(n), moved(n))
+	}
+	for _, n := range c.names() {
+		c.members[n].Move([]string{moved(n)})
+	}
+	eventually(t, "the new addresses in the membership", func() bool {
+		for _, m := range c.members {
+			for _, e := range m.node.view().members.Members {
+				if !slices.Equal(e.PeerURLs, []string{moved(e.Name)}) {
+					return false
+				}
+			}
+		}
+		return true
+	})
+	for _, n := range c.names() {
+		put(t, c.members[n].Store, "k", n)
+	}
 	c.same()
 }

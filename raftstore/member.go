@@ -37,6 +37,9 @@ const (
 // change of the membership; etcd's.
 const healthyAfter = 5 * time.Second
 
+// helpAfter is how long a member that moved has to tell the cluster itself.
+const helpAfter = time.Second
+
 // readyPercent is how much of the leader's log a learner must have to get a
 // vote; etcd's.
 const readyPercent = 90
@@ -49,6 +52,14 @@ func (s *Store) MemberID() uint64 { return s.member }
 
 // Leader is the member that leads, 0 for none.
 func (s *Store) Leader() uint64 { return s.node.view().leader }
+
+// Members is how many members there are, as far as this one knows.
+func (s *Store) Members() int {
+	if m := s.node.view().members; m != nil {
+		return len(m.Members)
+	}
+	return 0
+}
 
 // LeaderLost returns a channel that is closed when the leader known now is no
 // more; it is closed already if there is none.
@@ -99,6 +110,9 @@ func (s *Store) meet(m *consensus.Membership) {
 	}
 	s.peers.SetCluster(m.Cluster)
 	s.peers.Set(others)
+	if e := m.Member(s.member); e != nil && !slices.Equal(e.PeerURLs, slices.Sorted(slices.Values(*s.urls.Load()))) {
+		s.lookAgain() // another's word, from before the last move
+	}
 }
 
 // FoundAt tells the store where a member may be reached if it is not where the
@@ -163,6 +177,26 @@ func (p *peers) Known(id uint64) (member, removed bool) {
 		return false, false
 	}
 	return m.Member(id) != nil, m.WasRemoved(id)
+}
+
+// Said is part of peer.Handler: a member that is elsewhere than the others know
+// may reach this one only, and so has no leader to tell.
+func (p *peers) Said(id uint64, urls []string, still func() bool) {
+	urls = slices.Sorted(slices.Values(urls))
+	for try := 0; try < 10 && p.s.follows(); try++ {
+		select {
+		case <-p.s.ctx.Done():
+			return
+		case <-time.After(helpAfter): // it may do so itself
+		}
+		m := p.s.node.view().members
+		if m == nil || m.Member(id) == nil || !still() || slices.Equal(m.Member(id).PeerURLs, urls) {
+			return
+		}
+		if _, err := p.s.MemberUpdate(p.s.ctx, &pb.MemberUpdateRequest{ID: id, PeerURLs: urls}); err != nil {
+			p.s.log.Debug("where a member is was not written down", "member", fmt.Sprintf("%x", id), "err", err)
+		}
+	}
 }
 
 // Removed is part of peer.Handler.
@@ -624,8 +658,9 @@ func (s *Store) describe(ctx context.Context) error {
 			return err
 		}
 	}
-	if s.cfg.FollowAddress && len(s.cfg.PeerURLs) > 0 && !slices.Equal(self.PeerURLs, slices.Sorted(slices.Values(s.cfg.PeerURLs))) {
-		_, err := s.MemberUpdate(ctx, &pb.MemberUpdateRequest{ID: s.member, PeerURLs: s.cfg.PeerURLs})
+	urls := *s.urls.Load()
+	if s.follows() && len(urls) > 0 && !slices.Equal(self.PeerURLs, slices.Sorted(slices.Values(urls))) {
+		_, err := s.MemberUpdate(ctx, &pb.MemberUpdateRequest{ID: s.member, PeerURLs: urls})
 		return err
 	}
 	return nil

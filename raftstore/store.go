@@ -71,6 +71,9 @@ type Config struct {
 	// with its PeerURLs. Both matter only to an empty store.
 	InitialCluster []InitialMember
 	Join           bool
+	// Hints are peer URLs at which some member or other may be found, whatever the
+	// membership says: where names lead, or what was known at the first start.
+	Hints []string
 	// Token sets clusters with the same founders apart.
 	Token string
 	// FollowAddress makes the membership follow PeerURLs when they change.
@@ -136,6 +139,9 @@ type Store struct {
 	disk   *vfs.Measured // under the log
 
 	counters *counters
+	urls     atomic.Pointer[[]string] // this member's own
+	moved    chan struct{}            // holds one: urls were replaced
+	follow   atomic.Bool              // the membership follows urls
 	// cluster is 0 until a joining member knows it.
 	cluster atomic.Uint64
 
@@ -195,7 +201,8 @@ func OpenUnready(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.files == nil {
 		cfg.files = vfs.OS{}
 	}
-	s := &Store{cfg: cfg, log: cfg.Logger, db: db, tokens: tokens, ready: make(chan struct{}), disk: vfs.Measure(cfg.files, "wal.append"), counters: newCounters(cfg)}
+	s := &Store{cfg: cfg, log: cfg.Logger, db: db, tokens: tokens, ready: make(chan struct{}), disk: vfs.Measure(cfg.files, "wal.append"), counters: newCounters(cfg), moved: make(chan struct{}, 1)}
+	s.urls.Store(&s.cfg.PeerURLs)
 	if err := s.start(ctx, exists); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -282,7 +289,7 @@ func (s *Store) start(ctx context.Context, exists bool) error {
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	if s.cfg.Network != nil {
 		s.peers = peer.New(peer.Config{
-			Self: s.member, Cluster: s.cluster.Load(), URLs: s.cfg.PeerURLs, Listener: s.cfg.Network.Listener, Dial: s.cfg.Network.Dial,
+			Self: s.member, Cluster: s.cluster.Load(), URLs: s.cfg.PeerURLs, Hints: s.cfg.Hints, Listener: s.cfg.Network.Listener, Dial: s.cfg.Network.Dial,
 			Handler: &peers{s}, Logger: s.log,
 		})
 	}
@@ -440,14 +447,41 @@ func (s *Store) settle() {
 		}
 	}
 	close(s.ready)
-	for s.describe(s.ctx) != nil {
+	for {
+		var again <-chan time.Time
+		if s.describe(s.ctx) != nil {
+			again = time.After(time.Second)
+		}
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-s.node.done:
 			return
-		case <-time.After(time.Second):
+		case <-again:
+		case <-s.moved:
 		}
+	}
+}
+
+// Move says where this member is from now on. The others hear of it at once, and
+// the membership does when there is a leader.
+func (s *Store) Move(urls []string) {
+	s.urls.Store(&urls)
+	s.follow.Store(true)
+	if s.peers != nil {
+		s.peers.SetURLs(urls)
+	}
+	s.lookAgain()
+}
+
+// follows says whether the membership follows where members say that they are.
+func (s *Store) follows() bool { return s.cfg.FollowAddress || s.follow.Load() }
+
+// lookAgain has settle compare this member with the membership.
+func (s *Store) lookAgain() {
+	select {
+	case s.moved <- struct{}{}:
+	default:
 	}
 }
 

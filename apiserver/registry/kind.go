@@ -84,8 +84,9 @@ type Kind struct {
 	// finalizers, as upstream does for events.
 	NoGarbageCollection bool
 
-	codec *codec.Kind
-	set   *objcache.Set
+	codec   *codec.Kind
+	set     *objcache.Set
+	virtual func() []runtime.Object // see SetVirtual
 }
 
 // DeleteStep is what a deletion does next.

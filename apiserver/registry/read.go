@@ -60,6 +60,9 @@ func (r *Registry) GetSubresource(ctx context.Context, gr schema.GroupResource, 
 	}
 	e, ok := c.kind.set.Get(c.kind.key(c.ns, name))
 	if !ok {
+		if o, ok := c.kind.getVirtual(c.kind.key(c.ns, name)); ok && sub == "" {
+			return o, nil
+		}
 		return nil, apierrors.NewNotFound(c.gr, name)
 	}
 	if sub == "" {
@@ -124,7 +127,7 @@ func (r *Registry) List(ctx context.Context, gr schema.GroupResource, ns string,
 		limit = 0 // upstream's watch cache, which answers these, knows no limit
 	}
 	entries, revision := sel.entries()
-	return r.page(sel, entries, revision, limit), nil
+	return r.page(sel, sel.withVirtual(entries), revision, limit), nil
 }
 
 // exactVersion reports whether the list must show exactly the given revision.

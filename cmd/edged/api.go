@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	apiversion "k8s.io/apimachinery/pkg/version"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -105,6 +106,7 @@ func (d *device) openAPI() (err error) {
 		return err
 	}
 	d.registry.SetAdmission(chain)
+	d.registry.SetVirtual(schema.GroupResource{Group: "coordination.k8s.io", Resource: "leases"}, d.nodeLeases)
 	d.kubelets = &http.Transport{TLSClientConfig: d.identity.KubeletClientTLS(), IdleConnTimeout: 30 * time.Second, MaxIdleConnsPerHost: 2, TLSHandshakeTimeout: 10 * time.Second}
 	d.onClose(func() error { d.kubelets.CloseIdleConnections(); return nil })
 	d.openBackups()
@@ -149,6 +151,7 @@ func (d *device) serve(ctx context.Context, g *errgroup.Group) {
 	api := http.NewServeMux()
 	api.Handle("/", d.api)
 	api.Handle(join.Path, d.joinHandler())
+	api.Handle(deviceStatusPath, d.guard(http.HandlerFunc(d.serveDeviceStatus)))
 	d.serveOn(ctx, g, d.ports.api, &http.Server{Handler: api, TLSNextProto: d.alpnHandlers(ctx)}, true)
 	if d.ports.kubelet != nil {
 		d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.withImages(d.guard(d.kubeletPort()))}, true)

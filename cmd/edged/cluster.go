@@ -41,6 +41,9 @@ type clusterFile struct {
 	// voters were, on those.
 	Device   discovery.ID        `json:"device,omitzero"`
 	Founding *discovery.Founding `json:"founding,omitempty"`
+	// NodeName is what this device is called since its first start, whatever its
+	// hostname becomes.
+	NodeName string `json:"nodeName,omitempty"`
 }
 
 const (
@@ -97,6 +100,14 @@ func (d *device) openCluster(ctx context.Context) error {
 	d.cluster = f
 	if err := discovery.Forget(c.dataDir); err != nil {
 		return err
+	}
+	if f.NodeName != "" && !c.given["node-name"] {
+		c.nodeName = f.NodeName
+	} else if f.NodeName != c.nodeName {
+		f.NodeName = c.nodeName
+		if err := f.write(c.dataDir); err != nil {
+			return err
+		}
 	}
 	for name, value := range c.sharedSettings() {
 		shared, ok := f.Settings[name]
@@ -183,7 +194,7 @@ func (d *device) lookForNodeIP() netip.Addr {
 
 // peerURLs are where other devices reach this one's store.
 func (d *device) peerURLs() []string {
-	return []string{"https://" + net.JoinHostPort(d.nodeIP.String(), fmt.Sprint(d.cfg.parsed.peer.Port()))}
+	return []string{"https://" + net.JoinHostPort(d.address().String(), fmt.Sprint(d.cfg.parsed.peer.Port()))}
 }
 
 // storeConfig is that of the device's own store.
@@ -191,7 +202,7 @@ func (d *device) storeConfig() raftstore.Config {
 	cfg := raftstore.Config{
 		Dir: filepath.Join(d.cfg.dataDir, "store"), Name: d.cfg.nodeName, Logger: d.log,
 		Network:  &raftstore.Network{Listener: tls.NewListener(d.ports.peer, d.identity.PeerServerTLS()), Dial: d.dialPeer},
-		PeerURLs: d.peerURLs(), Join: len(d.cluster.Members) > 0,
+		PeerURLs: d.peerURLs(), Join: len(d.cluster.Members) > 0, Hints: d.joinHints(),
 		// An address that nobody else can use must not take the place of one that
 		// is only late.
 		FollowAddress:  !d.nodeIP.IsLoopback(),
@@ -215,6 +226,17 @@ func (d *device) storeConfig() raftstore.Config {
 		cfg.InitialCluster = append(cfg.InitialCluster, raftstore.InitialMember{Name: name, PeerURLs: m.PeerURLs})
 	}
 	return cfg
+}
+
+// joinHints are where --join says that devices are: names among them lead to
+// where those have moved.
+func (d *device) joinHints() (urls []string) {
+	for _, j := range d.cfg.join {
+		if host, _, err := net.SplitHostPort(j); err == nil {
+			urls = append(urls, "https://"+net.JoinHostPort(host, fmt.Sprint(d.cfg.parsed.peer.Port())))
+		}
+	}
+	return urls
 }
 
 func (d *device) dialPeer(ctx context.Context, peer string) (net.Conn, error) {

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/authz"
 	"edged/apiserver/registry"
@@ -75,6 +78,9 @@ func (d *device) lead(ctx context.Context) error {
 const (
 	// voterGrace is how long a voter may be silent before another takes its place.
 	voterGrace = 45 * time.Second
+	// leaderRemoves is how long the leader has to remove a device whose Node was
+	// deleted; nodestatus makes the Node anew later than that.
+	leaderRemoves = 3 * time.Second
 	// lookAtVoters is how often the leader of several devices looks.
 	lookAtVoters = 5 * time.Second
 )
@@ -118,6 +124,55 @@ func (d *device) balanceVoters(ctx context.Context) error {
 	return nil
 }
 
+// removeDeleted takes the devices of Nodes that are deleted out of the cluster,
+// until ctx ends. A lone device stays, and makes its Node anew. The leader does it;
+// the others do if it did not: it may be the one that goes, or have gone.
+func (d *device) removeDeleted(ctx context.Context) error {
+	names := make(chan string, 64) // beyond it the Node comes back, and can be deleted again
+	nodes := registry.For[*corev1.Node](d.registry)
+	defer nodes.Subscribe(func(e registry.Event[*corev1.Node]) {
+		if e.Type != watch.Deleted {
+			return
+		}
+		select {
+		case names <- e.Object.Name:
+		default:
+		}
+	})()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case name := <-names:
+			if d.store.Leader() != d.store.MemberID() {
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-time.After(leaderRemoves):
+				}
+				if _, again := nodes.Get("", name); again {
+					continue
+				}
+			}
+			if err := d.removeDevice(ctx, name); err != nil && ctx.Err() == nil {
+				d.log.Warn("a device whose Node was deleted is still a member of the cluster", "device", name, "err", err)
+			}
+		}
+	}
+}
+
+func (d *device) removeDevice(ctx context.Context, name string) error {
+	list, err := d.store.MemberList(ctx, &pb.MemberListRequest{Linearizable: true})
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(list.Members, func(m *pb.Member) bool { return m.Name == name })
+	if i < 0 || len(list.Members) == 1 {
+		return nil
+	}
+	return d.removeMember(ctx, list.Members[i])
+}
+
 // liveness tells when a device was last heard of: in Raft's own traffic. Devices
 // talk with their leader only, so that a new one has heard of nobody before it
 // led, but of the old leader: that one's silence began an election ago at most.
@@ -154,7 +209,7 @@ func (d *device) apiAddresses() []netip.AddrPort {
 			}
 		}
 	}
-	own := d.nodeIP
+	own := d.address()
 	if own.IsLoopback() {
 		own = firstOf(d.cfg.parsed.clusterCIDRs[0])
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -68,16 +67,7 @@ func (d *device) members(ctx context.Context) ([]controlMember, error) {
 	leader, witnesses := d.store.Leader(), d.witnesses(ctx)
 	out := []controlMember{}
 	for _, m := range list.Members {
-		role := "voter"
-		switch {
-		case m.ID == leader:
-			role = "leader"
-		case m.IsLearner:
-			role = "learner"
-		}
-		if slices.Contains(witnesses, m.ID) {
-			role += " (witness)"
-		}
+		role := roleOf(m, leader, witnesses)
 		out = append(out, controlMember{ID: fmt.Sprintf("%x", m.ID), Name: m.Name, PeerURLs: m.PeerURLs, Role: role, Ready: d.isReady(m.Name)})
 	}
 	return out, nil

@@ -74,9 +74,9 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 	d.engine = eng
 
 	status := nodestatus.New(nodestatus.Config{
-		NodeName: c.nodeName, IP: func() netip.Addr { return d.nodeIP }, OtherIP: d.otherNodeIP, KubeletPort: int32(c.parsed.kubelet.Port()),
+		NodeName: c.nodeName, IP: d.address, OtherIP: d.otherNodeIP, KubeletPort: int32(c.parsed.kubelet.Port()),
 		Version: kubernetesVersion + "+edged", DataDir: c.dataDir, Labels: c.parsed.labels, Taints: taints(c),
-		Registry: d.registry, Images: eng, Logger: d.log,
+		Registry: d.registry, Images: eng, Logger: d.log, Alone: func() bool { return d.store.Members() == 1 },
 		Ready: func() error {
 			if !d.running.Load() {
 				return nodestatus.ErrStarting
@@ -264,7 +264,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 				d.events.Event(recorder.Reference("v1", "Pod", p, field), eventType, reason, message)
 			},
 			DNS:    pod.DNS{Server: c.parsed.clusterDNS[0].String(), Domain: c.clusterDomain, HostResolvConf: hostResolvConf},
-			HostIP: func() string { return d.nodeIP.String() }, LogRoot: logRoot, SeccompDir: filepath.Join(c.dataDir, "seccomp"),
+			HostIP: func() string { return d.address().String() }, LogRoot: logRoot, SeccompDir: filepath.Join(c.dataDir, "seccomp"),
 			MemoryBytes: memoryBytes(), Logger: d.log,
 		},
 	})
@@ -272,6 +272,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 		Pods: ag, Engine: d.engine, LogRoot: logRoot, Logger: d.log, Dial: dialPod(boxes),
 	}))
 	g.Go(func() error { return ag.Run(ctx) })
+	d.onMoved(func() { status.Changed(); ag.Refresh() })
 	room := evict.New(evict.Config{
 		Engine: d.engine, Pods: ag, Now: time.Now, Logger: d.log,
 		NodeName: c.nodeName, Copies: copies(share), Named: d.namedImages,

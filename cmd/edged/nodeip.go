@@ -48,12 +48,13 @@ func (d *device) otherNodeIP() netip.Addr {
 	if err != nil {
 		return netip.Addr{}
 	}
+	own := d.address()
 	for i := range ifaces {
 		var other netip.Addr
 		here := false
 		for _, a := range addrsOf(&ifaces[i]) {
-			here = here || a == d.nodeIP
-			if a.Is4() != d.nodeIP.Is4() && a.IsGlobalUnicast() && !other.IsValid() {
+			here = here || a == own
+			if a.Is4() != own.Is4() && a.IsGlobalUnicast() && !other.IsValid() {
 				other = a
 			}
 		}

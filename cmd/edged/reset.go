@@ -52,6 +52,17 @@ func runReset(ctx context.Context, e env) error {
 	return reset(ctx, c.dataDir, c.runDir, keep)
 }
 
+// leaveCluster ends what a device ran for a cluster that it is no more of, and
+// leaves its data.
+func leaveCluster(ctx context.Context, c *config) error {
+	unlock, err := lockDataDir(c.dataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return reset(context.WithoutCancel(ctx), c.dataDir, c.runDir, true)
+}
+
 func reset(ctx context.Context, dataDir, runDir string, keepData bool) error {
 	p := paths{dataDir, runDir}
 	uids, err := podUIDs(p)

@@ -63,9 +63,15 @@ func runRun(ctx context.Context, e env) error {
 	if err := d.open(ctx); err != nil {
 		return err
 	}
-	if err = d.run(ctx); errors.Is(err, errRestart) {
+	err = d.run(ctx)
+	switch {
+	case errors.Is(err, errRestart):
 		d.close()
 		return reexec()
+	case errors.Is(err, raftstore.ErrRemoved):
+		// Its Pods are others' now.
+		d.close()
+		return errors.Join(errors.New("this device was removed from its cluster; `edged reset` lets it join one again"), leaveCluster(ctx, &c))
 	}
 	return err
 }
@@ -74,7 +80,8 @@ func runRun(ctx context.Context, e env) error {
 type device struct {
 	cfg    *config
 	log    *slog.Logger
-	nodeIP netip.Addr
+	nodeIP netip.Addr                 // at start
+	moved  atomic.Pointer[netip.Addr] // where it went since, nil for nowhere
 
 	ports    ports
 	identity *identity.Identity
@@ -103,6 +110,10 @@ type device struct {
 	running atomic.Bool // Pods can run
 	closers []func() error
 	once    sync.Once
+
+	movedMu sync.Mutex
+	// guarded by movedMu
+	whenMoved []func()
 }
 
 // onClose registers what close does, last first.
@@ -159,16 +170,9 @@ func (d *device) open(ctx context.Context) (err error) {
 
 func (d *device) openIdentity() (err error) {
 	c := d.cfg
-	ips := []netip.Addr{d.nodeIP}
-	for _, p := range slices.Concat(c.parsed.serviceCIDRs, c.parsed.clusterCIDRs) {
-		ips = append(ips, firstOf(p))
-	}
-	if c.parsed.apiVIP.IsValid() {
-		ips = append(ips, c.parsed.apiVIP)
-	}
 	d.identity, err = identity.Open(identity.Config{
 		Dir: filepath.Join(c.dataDir, "pki"), NodeName: c.nodeName, Now: time.Now, Logger: d.log,
-		IPs: ips,
+		IPs: d.servingIPs(),
 		DNSNames: []string{
 			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.clusterDomain,
 		},
@@ -178,6 +182,19 @@ func (d *device) openIdentity() (err error) {
 		return err
 	}
 	return d.identity.WriteAdminKubeconfig()
+}
+
+// servingIPs are the addresses that this device's API has.
+func (d *device) servingIPs() []netip.Addr {
+	c := d.cfg
+	ips := []netip.Addr{d.address()}
+	for _, p := range slices.Concat(c.parsed.serviceCIDRs, c.parsed.clusterCIDRs) {
+		ips = append(ips, firstOf(p))
+	}
+	if c.parsed.apiVIP.IsValid() {
+		ips = append(ips, c.parsed.apiVIP)
+	}
+	return ips
 }
 
 // firstOf is the first usable address of a range: the API's Service, or the
@@ -213,6 +230,7 @@ func (d *device) run(ctx context.Context) error {
 		}
 		d.ready.Store(true)
 		g.Go(func() error { return d.applyManifests(ctx) })
+		g.Go(func() error { return d.removeDeleted(ctx) })
 		return d.lead(ctx)
 	})
 	g.Go(func() error {
@@ -235,6 +253,7 @@ func (d *device) run(ctx context.Context) error {
 	})
 	g.Go(func() error { return d.runDiscovery(ctx) })
 	g.Go(func() error { return d.seekMembers(ctx) })
+	g.Go(func() error { return d.followAddress(ctx) })
 	g.Go(func() error { return d.announce(ctx) })
 	g.Go(func() error { return d.sayAlive(ctx) })
 	g.Go(func() error { return d.awaitRestart(ctx) })

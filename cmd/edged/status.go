@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -43,8 +42,8 @@ type controlStatus struct {
 
 // controlHandlers are what the control socket serves.
 func (d *device) controlHandlers(mux *http.ServeMux) {
-	mux.Handle("GET /v1/status", controlFunc(func(http.ResponseWriter, *http.Request) (any, error) {
-		return d.status(), nil
+	mux.Handle("GET /v1/status", controlFunc(func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		return d.clusterStatus(r.Context())
 	}))
 	mux.Handle("POST /v1/kubeconfig", controlFunc(func(w http.ResponseWriter, r *http.Request) (any, error) {
 		ttl, err := time.ParseDuration(r.URL.Query().Get("ttl"))
@@ -53,7 +52,7 @@ func (d *device) controlHandlers(mux *http.ServeMux) {
 		}
 		server := r.URL.Query().Get("server")
 		if server == "" {
-			server = fmt.Sprintf("https://%s:%d", d.nodeIP, d.cfg.parsed.api.Port())
+			server = fmt.Sprintf("https://%s:%d", d.address(), d.cfg.parsed.api.Port())
 		}
 		data, err := d.identity.Kubeconfig(server, "admin", []string{"system:masters"}, ttl)
 		if err != nil {
@@ -86,7 +85,7 @@ func (d *device) status() controlStatus {
 		role += " (witness)"
 	}
 	s := controlStatus{
-		Node: d.cfg.nodeName, Address: d.nodeIP.String(), Version: version, Role: role, Ready: d.readiness() == nil, RunsPods: d.running.Load(),
+		Node: d.cfg.nodeName, Address: d.address().String(), Version: version, Role: role, Ready: d.readiness() == nil, RunsPods: d.running.Load(),
 		MemberID: fmt.Sprintf("%x", st.MemberID), Revision: st.Revision, StoreBytes: st.SizeBytes, DiskFull: st.NoSpace,
 		MemoryBytes: memoryBytes(), CPUs: cpus(), Binary: binaryPath(), PID: os.Getpid(), Started: d.started,
 	}
@@ -154,7 +153,7 @@ func runStatus(ctx context.Context, e env) error {
 	if output != "" && output != "json" {
 		return misusef("--output: %q is not json", output)
 	}
-	var s controlStatus
+	var s clusterStatus
 	if err := callControl(ctx, c.runDir, http.MethodGet, "/v1/status", nil, &s); err != nil {
 		return err
 	}
@@ -163,14 +162,11 @@ func runStatus(ctx context.Context, e env) error {
 		enc.SetIndent("", "  ")
 		return enc.Encode(s)
 	}
-	w := tabwriter.NewWriter(e.stdout, 0, 8, 3, ' ', 0)
-	fmt.Fprintln(w, "NODE\tADDRESS\tROLE\tREADY\tPODS RUN\tCONTAINERS\tREVISION\tSTORE\tVERSION")
-	fmt.Fprintf(w, "%s\t%s\t%s\t%v\t%v\t%d\t%d\t%.1f MB\t%s\n", s.Node, s.Address, s.Role, s.Ready, s.RunsPods, s.Containers, s.Revision, float64(s.StoreBytes)/1e6, s.Version)
-	if s.DiskFull {
-		fmt.Fprintln(w, "The disk is full: writes are refused until there is room.")
+	if err := s.table(e.stdout); err != nil {
+		return err
 	}
-	printBackups(w, s.Snapshots)
-	return w.Flush()
+	printBackups(e.stdout, s.Snapshots)
+	return nil
 }
 
 func runKubeconfig(ctx context.Context, e env) error {

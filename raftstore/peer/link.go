@@ -27,6 +27,10 @@ const (
 	maxBackoff    = time.Second
 	flushBytes    = 64 << 10
 	inboundSilent = 5 * time.Minute
+	// hintAfter is how long a member is looked for where it should be alone, and
+	// hintAgain how seldom hints are tried then.
+	hintAfter = 2 * time.Second
+	hintAgain = 10 * time.Second
 )
 
 // item is what waits to be sent: a message of raft or an encoded payload.
@@ -47,6 +51,7 @@ type link struct {
 	// start; 0 for never.
 	heard   atomic.Int64
 	traffic traffic
+	hinted  time.Time // when hints were tried last; owned by run
 
 	mu sync.Mutex
 	// guarded by mu
@@ -58,6 +63,7 @@ type link struct {
 	bulkBytes int
 	connected bool
 	since     time.Time // of connected
+	conn      net.Conn  // of connected, nil without
 }
 
 func urgent(m *raftpb.Message) bool {
@@ -134,29 +140,70 @@ func (l *link) addresses() []string {
 	return out
 }
 
+// withHints adds the hints to a member's addresses now and then, when it has not
+// been reached there for a while: a hint may lead nowhere, which takes its time.
+func (l *link) withHints(urls []string, since time.Time) []string {
+	if now := time.Now(); len(l.t.cfg.Hints) > 0 && now.Sub(since) > hintAfter && now.Sub(l.hinted) > hintAgain {
+		l.hinted = now
+		for _, u := range l.t.cfg.Hints {
+			if !slices.Contains(urls, u) {
+				urls = append(urls, u)
+			}
+		}
+	}
+	return urls
+}
+
+// learn takes up where the member itself said it is. If that is news, what is
+// connected to where it was is of no use.
+func (l *link) learn(urls []string) {
+	l.mu.Lock()
+	moved := l.learned != nil && !slices.Equal(l.learned, urls)
+	l.learned = urls
+	l.mu.Unlock()
+	if moved {
+		l.reconnect()
+	}
+}
+
+// says reports whether the member said urls last.
+func (l *link) says(urls []string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Equal(l.learned, urls)
+}
+
+// reconnect ends the connection, if there is one; the next is made at once.
+func (l *link) reconnect() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn != nil {
+		l.conn.Close()
+	}
+}
+
 // hear notes that something of the member arrived: also an ack, which it sends
 // while its disk hangs.
 func (l *link) hear() { l.heard.Store(int64(time.Since(l.t.born))) }
 
-func (l *link) setConnected(on bool) {
+// setConnected notes the connection, nil for none.
+func (l *link) setConnected(conn net.Conn) {
 	l.mu.Lock()
-	if l.connected != on {
-		l.connected, l.since = on, time.Now()
-	}
+	l.conn, l.connected, l.since = conn, conn != nil, time.Now()
 	l.mu.Unlock()
 }
 
 // run is the link's goroutine: it connects when there is something to send.
 func (l *link) run(ctx context.Context) {
 	defer close(l.done)
-	backoff, told := firstBackoff, false
+	backoff, told, since := firstBackoff, false, time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-l.wake:
 		}
-		conn, err := l.t.connect(ctx, purposeStream, l.id, l.addresses())
+		conn, err := l.t.connect(ctx, purposeStream, l.id, l.withHints(l.addresses(), since))
 		if err != nil {
 			if ctx.Err() != nil {
 				return
@@ -179,10 +226,11 @@ func (l *link) run(ctx context.Context) {
 			l.t.log.Info("a member can be reached again", "member", fmt.Sprintf("%x", l.id))
 		}
 		backoff, told = firstBackoff, false
-		l.setConnected(true)
+		l.setConnected(conn)
 		l.serve(ctx, conn)
-		l.setConnected(false)
+		l.setConnected(nil)
 		l.traffic.lost.Add(1)
+		since = time.Now()
 		l.forget()
 		if ctx.Err() == nil {
 			l.t.handler.Unreachable(l.id)

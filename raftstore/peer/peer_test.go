@@ -61,6 +61,8 @@ func (r *recorder) Unreachable(uint64) {
 
 func (r *recorder) Known(id uint64) (member, removed bool) { return !r.gone[id], r.gone[id] }
 
+func (r *recorder) Said(uint64, []string, func() bool) {}
+
 func (r *recorder) Removed(by uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
+	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +44,9 @@ type Handler interface {
 	Unreachable(id uint64)
 	// Known tells whether id is a member, and whether it was one.
 	Known(id uint64) (member, removed bool)
+	// Said tells where a member says that it is, and whether it still does. It
+	// may take its time.
+	Said(id uint64, urls []string, still func() bool)
 	// Removed tells that another member says that this one was removed.
 	Removed(by uint64)
 }
@@ -48,8 +54,11 @@ type Handler interface {
 // Config is what a Transport is made of.
 type Config struct {
 	Self, Cluster uint64
-	// URLs are this member's own, told to the others.
-	URLs     []string
+	// URLs are this member's own, told to the others; SetURLs replaces them.
+	URLs []string
+	// Hints are where some of the members may be found when they are not where
+	// they were.
+	Hints    []string
 	Listener net.Listener
 	Dial     func(ctx context.Context, url string) (net.Conn, error)
 	Handler  Handler
@@ -71,6 +80,7 @@ type Transport struct {
 
 	mu sync.Mutex
 	// guarded by mu
+	urls      []string // this member's own, told to the others
 	cluster   uint64
 	links     map[uint64]*link
 	conns     map[net.Conn]struct{}
@@ -82,7 +92,7 @@ type Transport struct {
 // New starts accepting connections.
 func New(cfg Config) *Transport {
 	t := &Transport{
-		cfg: cfg, handler: cfg.Handler, log: cfg.Logger, cluster: cfg.Cluster, born: time.Now(), calls: make(chan struct{}, maxCalls),
+		cfg: cfg, handler: cfg.Handler, log: cfg.Logger, cluster: cfg.Cluster, urls: cfg.URLs, born: time.Now(), calls: make(chan struct{}, maxCalls),
 		links: map[uint64]*link{}, conns: map[net.Conn]struct{}{}, waiting: map[uint64]chan call{},
 	}
 	t.ctx, t.stop = context.WithCancel(context.Background())
@@ -158,6 +168,18 @@ func (t *Transport) SetCluster(id uint64) {
 	t.mu.Lock()
 	t.cluster = id
 	t.mu.Unlock()
+}
+
+// SetURLs says where this member is from now on. It connects to the others anew,
+// so that they hear of it at once.
+func (t *Transport) SetURLs(urls []string) {
+	t.mu.Lock()
+	t.urls = urls
+	links := slices.Collect(maps.Values(t.links))
+	t.mu.Unlock()
+	for _, l := range links {
+		l.reconnect()
+	}
 }
 
 func (t *Transport) link(id uint64) *link {
@@ -286,14 +308,20 @@ func Ask(ctx context.Context, dial func(context.Context, string) (net.Conn, erro
 
 // connect dials a member's addresses in turn.
 func (t *Transport) connect(ctx context.Context, purpose byte, id uint64, urls []string) (net.Conn, error) {
-	err := errors.New("it has no address")
+	var first error
 	for _, u := range urls {
-		var conn net.Conn
-		if conn, err = t.dial(ctx, purpose, id, u); err == nil {
+		conn, err := t.dial(ctx, purpose, id, u)
+		if err == nil {
 			return conn, nil
 		}
+		if first == nil {
+			first = err // where it should be
+		}
 	}
-	return nil, err
+	if first == nil {
+		first = errors.New("it has no address")
+	}
+	return nil, first
 }
 
 func (t *Transport) dial(ctx context.Context, purpose byte, id uint64, url string) (net.Conn, error) {
@@ -306,7 +334,7 @@ func (t *Transport) dial(ctx context.Context, purpose byte, id uint64, url strin
 	conn = t.count(conn, id)
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	t.mu.Lock()
-	h := hello{purpose, t.cluster, t.cfg.Self, id, t.cfg.URLs}
+	h := hello{purpose, t.cluster, t.cfg.Self, id, t.urls}
 	t.mu.Unlock()
 	err = errors.Join(conn.SetDeadline(time.Now().Add(dialTimeout)))
 	if err == nil {
@@ -416,9 +444,9 @@ func (t *Transport) serve(conn net.Conn) {
 		return
 	}
 	if l := t.link(h.from); l != nil && len(h.urls) > 0 {
-		l.mu.Lock()
-		l.learned = h.urls
-		l.mu.Unlock()
+		said := slices.Concat(h.urls, seenAt(conn, h.urls))
+		l.learn(said)
+		t.running.Go(func() { t.handler.Said(h.from, h.urls, func() bool { return l.says(said) }) })
 	}
 	conn = t.count(conn, h.from)
 	switch h.purpose {
@@ -431,6 +459,24 @@ func (t *Transport) serve(conn net.Conn) {
 	case purposeCall:
 		t.single(conn)
 	}
+}
+
+// seenAt is where a member that says that it is at urls seems to be, if it is
+// elsewhere: it may not know itself, as behind a router.
+func seenAt(conn net.Conn, urls []string) []string {
+	remote, ok := conn.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return nil
+	}
+	u, err := url.Parse(urls[0])
+	if err != nil || u.Port() == "" {
+		return nil
+	}
+	u.Host = net.JoinHostPort(remote.AddrPort().Addr().Unmap().String(), u.Port())
+	if slices.Contains(urls, u.String()) {
+		return nil
+	}
+	return []string{u.String()}
 }
 
 // judge decides whether a connection is welcome.

@@ -226,6 +226,16 @@ func (a *Agent) containerEnded(e engine.Event) {
 	}
 }
 
+// Refresh has every Pod's status looked at again: what the device says of itself
+// in it has changed.
+func (a *Agent) Refresh() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.workers {
+		w.Poke()
+	}
+}
+
 // removeLeftovers stops containers that belong to no Pod of this device, and
 // removes what such Pods left.
 func (a *Agent) removeLeftovers(ctx context.Context) {

@@ -30,6 +30,9 @@ const (
 	LabelControlPlane = "node-role.kubernetes.io/control-plane"
 	// maxPods is the kubelet's default.
 	maxPods = 110
+	// removal is how long the cluster may take to remove the device of a Node that
+	// was deleted.
+	removal = 10 * time.Second
 	// lookEvery is how often the disk is looked at.
 	lookEvery = time.Minute
 	// maxImages bounds the list in the Node object, as the kubelet's default.
@@ -62,6 +65,9 @@ type Config struct {
 	Taints   []corev1.Taint // at registration only
 	Registry *registry.Registry
 	Images   Images
+	// Alone says that this device is a cluster by itself; nil is true. In a larger
+	// one, deleting its Node removes a device for good.
+	Alone func() bool
 	// Ready says why the device cannot run Pods; nil is ready.
 	Ready  func() error
 	Logger *slog.Logger
@@ -74,7 +80,8 @@ type Reporter struct {
 	wake  chan struct{}
 	// podCIDRs are what this device's Pods have their addresses from.
 	podCIDRs []string
-	power    power // of Run
+	power    power     // of Run
+	gone     time.Time // when the Node was first found deleted
 }
 
 // New returns a Reporter.
@@ -91,8 +98,8 @@ func (r *Reporter) Changed() {
 }
 
 // Register makes the Node object if it is not there, and returns it with the
-// range of Pod addresses that the device has. A Node that was deleted while its
-// device runs comes back with the addresses that its Pods have.
+// range of Pod addresses that the device has. A Node that was deleted and whose
+// device runs on comes back with the addresses that its Pods have.
 func (r *Reporter) Register(ctx context.Context) (*corev1.Node, error) {
 	node, ok := r.nodes.Get("", r.cfg.NodeName)
 	if !ok {
@@ -170,7 +177,16 @@ func (r *Reporter) report(ctx context.Context) error {
 	}
 	_, err = r.nodes.UpdateStatus(ctx, "", r.cfg.NodeName, set)
 	if apierrors.IsNotFound(err) {
-		// Deleted while the device runs: it is here, so it comes back.
+		if r.cfg.Alone != nil && !r.cfg.Alone() {
+			if r.gone.IsZero() {
+				r.gone = time.Now()
+				time.AfterFunc(removal, r.Changed)
+			}
+			if time.Since(r.gone) < removal {
+				return nil
+			}
+		}
+		// It is here and not removed, so it comes back.
 		if _, err := r.Register(ctx); err != nil {
 			return err
 		}
@@ -179,6 +195,7 @@ func (r *Reporter) report(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.gone = time.Time{}
 	_, err = r.nodes.Update(ctx, "", r.cfg.NodeName, func(n *corev1.Node) error {
 		if n.Labels == nil {
 			n.Labels = map[string]string{}

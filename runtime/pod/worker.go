@@ -677,6 +677,9 @@ func (w *Worker) pidNS() string {
 }
 
 func (w *Worker) facts() facts {
+	if w.w.pod.Spec.HostNetwork && len(w.podIPs) > 0 {
+		w.podIPs = []string{w.dev.HostIP()} // the device may have another by now
+	}
 	f := facts{hostIP: w.dev.HostIP(), podIPs: w.podIPs, sandbox: w.boxReady && w.volumes != nil && !w.tidied, started: w.began, images: map[string]engine.Image{}, messages: w.message}
 	for name, m := range w.mem {
 		if m.image != nil {

@@ -33,6 +33,7 @@ type TB interface {
 type machine struct {
 	name   string
 	cgroup string // below every controller's root, "" for none
+	port   string // of the switch
 	cmd    *exec.Cmd
 	pid    int // of PID 1, as the host sees it
 }

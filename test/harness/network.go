@@ -46,6 +46,7 @@ func NewSwitch(tb TB) *Switch {
 func (s *Switch) plug(m *machine, addr netip.Addr) error {
 	s.ports++
 	port := fmt.Sprintf("port%d", s.ports)
+	m.port = port
 	err := s.m.inNetNS(func() error {
 		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port}, PeerName: "eth0", PeerNamespace: netlink.NsPid(m.pid)}
 		if err := netlink.LinkAdd(veth); err != nil {
