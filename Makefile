@@ -85,6 +85,12 @@ test-robust: build ## members of edged store broken under load, judged by etcd's
 	cd test/robust && go build -o work/robust . && work/robust -bin ../../bin/edged -fault '$(FAULT)' -traffic '$(TRAFFIC)' -rounds $(or $(ROUNDS),1)
 	cd test/robust && work/robust -bin ../../bin/edged -prove -traffic '^etcd'
 
+.PHONY: test-kube-apiserver
+test-kube-apiserver: build kubectl ## Kubernetes' own kube-apiserver and etcd's tools on our store; the first build takes ten minutes
+	cd test/conformance/e2e && go build -ldflags "-s -w $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $(p).gitVersion=$(K8S_VERSION) -X $(p).gitMajor=1 -X $(p).gitMinor=$(word 2,$(subst ., ,$(K8S_VERSION))))" -o ../work/bin/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
+	cd test/etcd && go build -o ../conformance/work/bin/ go.etcd.io/etcd/etcdctl/v3 go.etcd.io/etcd/etcdutl/v3
+	go run ./test/kubeapiserver
+
 .PHONY: cross cross-check source
 cross: deps ## dist/: static binaries for every architecture, packages, SBOMs, checksums
 	bash .ci/cross.sh

@@ -119,8 +119,7 @@ func dependencies(module []byte) (out, hints []string, err error) {
 	return out, hints, nil
 }
 
-// initrd is a RAM disk with the init program and the modules that the root needs,
-// not packed: packing the whole image once does better.
+// initrd is a RAM disk with the init program and the modules that the root needs.
 func (b *build) initrd() ([]byte, error) {
 	var c cpio
 	for _, d := range []string{"dev", "proc", "sys", "root", "lib", "lib/modules"} {
@@ -137,7 +136,7 @@ func (b *build) initrd() ([]byte, error) {
 	}); err != nil {
 		return nil, err
 	}
-	return c.end(), nil
+	return gzipped(c.end())
 }
 
 // cpio writes the newc format.
