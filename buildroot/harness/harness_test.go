@@ -239,6 +239,17 @@ func TestPiUpgrade(t *testing.T) {
 	a.NodeReady(wide)
 }
 
+// TestPi3B boots from the SD card of an emulated board, by its own device tree,
+// with its network on USB and its clock at 1970.
+func TestPi3B(t *testing.T) {
+	m := New(t, Options{Board: "rpi", Machine: "raspi3b", MemoryMB: 1024, Config: config})
+	m.On()
+	m.WaitFor(0, "edged-init: the clock was at 1970-01-01 ", wide)
+	grown(t, m)
+	m.WaitFor(0, "edged-init: the daemon is ready", wide)
+	m.API(time.Minute).NodeReady(wide)
+}
+
 // load is writers that go on until the power is cut.
 type load struct {
 	cancel context.CancelFunc

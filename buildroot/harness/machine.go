@@ -26,6 +26,7 @@ import (
 // Options say what machine to make.
 type Options struct {
 	Board    string // rpi or amd64
+	Machine  string // QEMU's, for rpi: virt if empty, or raspi3b
 	MemoryMB int
 	Config   string   // edged.yaml
 	Preload  []string // archives for the boot partition
@@ -142,21 +143,22 @@ func (m *Machine) Boot() *fat.Volume {
 // On starts the machine.
 func (m *Machine) On() {
 	m.t.Helper()
-	args := []string{"-nographic", "-monitor", "none", "-serial", "stdio", "-vga", "none", "-smp", strconv.Itoa(min(2, runtime.NumCPU())), "-m", strconv.Itoa(m.o.MemoryMB),
-		"-netdev", fmt.Sprintf("user,id=n,hostfwd=tcp:127.0.0.1:%d-:6443", m.APIPort), "-device", "virtio-net-pci,netdev=n"}
-	if m.disk != nil {
-		args = append(args, "-blockdev", "driver=nbd,node-name=d,server.type=unix,server.path="+m.disk.Socket+",export=disk")
-	} else {
-		args = append(args, "-blockdev", "driver=file,node-name=d,filename="+m.card)
-	}
-	args = append(args, "-device", "virtio-blk-pci,drive=d")
+	args := []string{"-nographic", "-monitor", "none", "-serial", "stdio", "-vga", "none", "-m", strconv.Itoa(m.o.MemoryMB),
+		"-netdev", fmt.Sprintf("user,id=n,hostfwd=tcp:127.0.0.1:%d-:6443", m.APIPort)}
 	program := "qemu-system-x86_64"
-	if m.o.Board == "rpi" {
+	switch {
+	case m.o.Machine == "raspi3b":
+		// Its processors, card and USB network are those of the board.
 		program = "qemu-system-aarch64"
-		kernel, cmdline := m.firmware()
-		args = append(args, "-M", "virt", "-cpu", "cortex-a72", "-no-reboot", "-kernel", kernel, "-append", cmdline)
-	} else {
-		args = append(args, "-M", "q35", "-cpu", "qemu64", "-device", "virtio-rng-pci",
+		kernel, cmdline := m.firmware("ttyAMA1")
+		args = append(args, "-M", "raspi3b", "-no-reboot", "-kernel", kernel, "-append", cmdline, "-dtb", filepath.Join(m.dir, "board.dtb"),
+			"-drive", "if=sd,format=raw,file="+m.card, "-device", "usb-net,netdev=n")
+	case m.o.Board == "rpi":
+		program = "qemu-system-aarch64"
+		kernel, cmdline := m.firmware("ttyAMA0")
+		args = append(append(args, m.virtio()...), "-M", "virt", "-cpu", "cortex-a72", "-no-reboot", "-kernel", kernel, "-append", cmdline)
+	default:
+		args = append(append(args, m.virtio()...), "-M", "q35", "-cpu", "qemu64", "-device", "virtio-rng-pci",
 			"-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd", "-drive", "if=pflash,format=raw,file="+filepath.Join(m.dir, "vars.fd"))
 	}
 	m.cmd = exec.Command(program, args...)
@@ -176,9 +178,18 @@ func (m *Machine) On() {
 	}()
 }
 
+// virtio are processors, disk and network of a virtual machine.
+func (m *Machine) virtio() []string {
+	disk := "driver=file,node-name=d,filename=" + m.card
+	if m.disk != nil {
+		disk = "driver=nbd,node-name=d,server.type=unix,server.path=" + m.disk.Socket + ",export=disk"
+	}
+	return []string{"-smp", strconv.Itoa(min(2, runtime.NumCPU())), "-blockdev", disk, "-device", "virtio-blk-pci,drive=d", "-device", "virtio-net-pci,netdev=n"}
+}
+
 // firmware does what a Pi's does: the slot of config.txt, or once of
-// tryboot.txt.
-func (m *Machine) firmware() (kernel, cmdline string) {
+// tryboot.txt; serial is what the board's console is called here.
+func (m *Machine) firmware(serial string) (kernel, cmdline string) {
 	v := m.Boot()
 	name := "config.txt"
 	if m.tryboot {
@@ -195,12 +206,15 @@ func (m *Machine) firmware() (kernel, cmdline string) {
 	must(m.t, err)
 	kernel = filepath.Join(m.dir, "vmlinuz")
 	must(m.t, os.WriteFile(kernel, data, 0o600))
+	tree, err := v.ReadFile(prefix[1] + "bcm2710-rpi-3-b.dtb")
+	must(m.t, err)
+	must(m.t, os.WriteFile(filepath.Join(m.dir, "board.dtb"), tree, 0o600))
 	line, err := v.ReadFile(prefix[1] + "cmdline.txt")
 	must(m.t, err)
 	// A Pi's device tree turns the memory controller off; the board's serial port
 	// has another name here, and no watchdog.
-	const tree = "coherent_pool=1M 8250.nr_uarts=1 cgroup_disable=memory "
-	return kernel, tree + strings.ReplaceAll(strings.TrimSpace(string(line)), "serial0", "ttyAMA0") + " edged.watchdog=off"
+	const options = "coherent_pool=1M 8250.nr_uarts=1 cgroup_disable=memory "
+	return kernel, options + strings.ReplaceAll(strings.TrimSpace(string(line)), "serial0", serial) + " edged.watchdog=off"
 }
 
 func (m *Machine) read(r io.Reader) {
