@@ -106,6 +106,9 @@ image: deps ## dist/edged-<board>.img and .upgrade: make image BOARD=rpi|amd64 [
 .PHONY: test-image
 test-image: kubectl ## build both images and boot them under qemu-system [CUTS=n]
 	bash .ci/test-image.sh
+.PHONY: test-fleet
+test-fleet: kubectl ## three emulated machines with the same card become a cluster, and lose one
+	FLEET=1 bash .ci/test-image.sh
 
 .PHONY: unit-arm
 unit-arm: ## unit tests of what can run under qemu-user, for arm64 and arm

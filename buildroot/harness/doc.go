@@ -7,7 +7,8 @@
 // none: it reads config.txt, or once tryboot.txt, takes kernel and command line
 // out of the slot's folder, and puts what a Pi's device tree says before that. A
 // machine can have its disk served over NBD by the harness ([Disk]), so that a
-// power cut loses, reorders and tears what was not flushed.
+// power cut loses, reorders and tears what was not flushed. Several machines can be on
+// one network ([Fleet]).
 //
 // Dangers: emulation without KVM: nothing is measured here, time-outs are wide.
 //

@@ -28,6 +28,7 @@ type Options struct {
 	Board    string // rpi or amd64
 	Machine  string // QEMU's, for rpi: virt if empty, or raspi3b
 	MemoryMB int
+	Fleet    *Fleet   // the network it is on; nil: one of its own
 	Config   string   // edged.yaml
 	Preload  []string // archives for the boot partition
 	NBD      bool     // the harness serves the disk
@@ -39,8 +40,9 @@ type Machine struct {
 	o       Options
 	dir     string
 	card    string
-	disk    *Disk // nil without NBD
-	APIPort int
+	disk    *Disk  // nil without NBD
+	APIPort int    // on a fleet's network known by Fleet.Find
+	mac     string // on a fleet's network
 
 	tryboot bool // the next start reads tryboot.txt
 	cmd     *exec.Cmd
@@ -74,7 +76,11 @@ func New(t testing.TB, o Options) *Machine {
 	if o.Board == "amd64" {
 		run(t, "cp", "/usr/share/OVMF/OVMF_VARS_4M.fd", filepath.Join(m.dir, "vars.fd"))
 	}
-	m.APIPort = freePort(t)
+	if o.Fleet != nil {
+		m.mac = o.Fleet.nextMAC()
+	} else {
+		m.APIPort = freePort(t)
+	}
 	t.Cleanup(func() {
 		m.Cut()
 		if t.Failed() {
@@ -143,8 +149,12 @@ func (m *Machine) Boot() *fat.Volume {
 // On starts the machine.
 func (m *Machine) On() {
 	m.t.Helper()
-	args := []string{"-nographic", "-monitor", "none", "-serial", "stdio", "-vga", "none", "-m", strconv.Itoa(m.o.MemoryMB),
-		"-netdev", fmt.Sprintf("user,id=n,hostfwd=tcp:127.0.0.1:%d-:6443", m.APIPort)}
+	args := []string{"-nographic", "-monitor", "none", "-serial", "stdio", "-vga", "none", "-m", strconv.Itoa(m.o.MemoryMB)}
+	if m.o.Fleet != nil {
+		args = append(args, "-netdev", m.o.Fleet.netdev("n"))
+	} else {
+		args = append(args, "-netdev", fmt.Sprintf("user,id=n,hostfwd=tcp:127.0.0.1:%d-:6443", m.APIPort))
+	}
 	program := "qemu-system-x86_64"
 	switch {
 	case m.o.Machine == "raspi3b":
@@ -184,7 +194,11 @@ func (m *Machine) virtio() []string {
 	if m.disk != nil {
 		disk = "driver=nbd,node-name=d,server.type=unix,server.path=" + m.disk.Socket + ",export=disk"
 	}
-	return []string{"-smp", strconv.Itoa(min(2, runtime.NumCPU())), "-blockdev", disk, "-device", "virtio-blk-pci,drive=d", "-device", "virtio-net-pci,netdev=n"}
+	network := "virtio-net-pci,netdev=n"
+	if m.mac != "" {
+		network += ",mac=" + m.mac
+	}
+	return []string{"-smp", strconv.Itoa(min(2, runtime.NumCPU())), "-blockdev", disk, "-device", "virtio-blk-pci,drive=d", "-device", network}
 }
 
 // firmware does what a Pi's does: the slot of config.txt, or once of
