@@ -119,7 +119,8 @@ func dependencies(module []byte) (out, hints []string, err error) {
 	return out, hints, nil
 }
 
-// initrd is a RAM disk with the init program and the modules that the root needs.
+// initrd is a RAM disk with the init program and the modules that the root needs,
+// not packed: packing the whole image once does better.
 func (b *build) initrd() ([]byte, error) {
 	var c cpio
 	for _, d := range []string{"dev", "proc", "sys", "root", "lib", "lib/modules"} {
@@ -136,7 +137,7 @@ func (b *build) initrd() ([]byte, error) {
 	}); err != nil {
 		return nil, err
 	}
-	return gzipped(c.end())
+	return c.end(), nil
 }
 
 // cpio writes the newc format.

@@ -75,9 +75,9 @@ func (b *build) root() ([]byte, error) {
 	}
 	out := filepath.Join(b.dir, "root.squashfs")
 	epoch := strconv.FormatInt(b.time.Unix(), 10)
-	// gzip: what every kernel reads, kernel.rpi nothing else.
-	cmd := exec.Command("mksquashfs", dir, out, "-noappend", "-quiet", "-no-progress", "-all-root", "-no-xattrs", "-comp", "gzip", "-b", "1M",
-		"-mkfs-time", epoch, "-all-time", epoch, "-processors", "2")
+	args := append([]string{dir, out, "-noappend", "-quiet", "-no-progress", "-all-root", "-no-xattrs", "-b", "1M",
+		"-mkfs-time", epoch, "-all-time", epoch, "-processors", "2"}, b.board.squashfs...)
+	cmd := exec.Command("mksquashfs", args...)
 	cmd.Env = without(os.Environ(), "SOURCE_DATE_EPOCH") // it refuses both
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("mksquashfs: %w: %s", err, text)

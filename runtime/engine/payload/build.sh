@@ -34,7 +34,8 @@ flags="-trimpath -buildvcs=false -tags=grpcnotrace"
 env $target CGO_ENABLED=0 go build $flags -ldflags "-s -w -buildid=" -o "$out/shim" ../shim
 (
 	cd ../runc
-	env $target CGO_ENABLED=1 CC="$cc" PKG_CONFIG_SYSROOT_DIR="$sysroot" PKG_CONFIG_LIBDIR="$sysroot/usr/lib/$triple/pkgconfig:$sysroot/usr/share/pkgconfig" \
+	# -L: Go's cache may hold pkg-config's answer from another checkout's sysroot
+	env $target CGO_ENABLED=1 CC="$cc" CGO_LDFLAGS="-O2 -g${sysroot:+ -L$sysroot/usr/lib/$triple}" PKG_CONFIG_SYSROOT_DIR="$sysroot" PKG_CONFIG_LIBDIR="$sysroot/usr/lib/$triple/pkgconfig:$sysroot/usr/share/pkgconfig" \
 		go build -trimpath -buildvcs=false -tags "seccomp netgo osusergo" \
 		-ldflags "-s -w -buildid= -extldflags '-static -Wl,--build-id=none'" \
 		-o "$out/runc" github.com/opencontainers/runc
