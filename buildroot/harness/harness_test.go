@@ -198,13 +198,13 @@ func TestPi(t *testing.T) {
 				t.Errorf("after cut %d: %s was acknowledged and is not there", cut, name)
 			}
 		}
+		t.Logf("cut %d: %d acknowledged writes so far, %d unflushed writes of the disk lost or torn", cut+1, len(acked), m.disk.Lost)
 	}
 	a.NodeReady(wide)
 	a.PodPhase("hello", "Running", wide)
 	if m.disk.Lost == 0 {
 		t.Error("no cut took a write: nothing was shown")
 	}
-	t.Logf("%d cuts, %d acknowledged writes, %d unflushed writes of the disk lost or torn", cuts, len(acked), m.disk.Lost)
 }
 
 // TestPiUpgrade lets the harness's firmware read tryboot.txt once: the new slot is
