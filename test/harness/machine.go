@@ -121,14 +121,15 @@ fi
 
 // remountCgroups mounts each hierarchy afresh, so that the machine's own
 // cgroup is the root that it sees.
-const remountCgroups = `while read -r _ _ _ _ at opts rest; do
+const remountCgroups = `list=$(mktemp)
+while read -r _ _ _ _ at opts rest; do
   case $rest in
     *"- cgroup "*) type=cgroup;; *"- cgroup2 "*) type=cgroup2;; *) continue;;
   esac
   case $at in /sys/fs/cgroup*) ;; *) continue;; esac
   o=${rest##* }
   echo "$type $at $o"
-done < /proc/self/mountinfo > /tmp/.cgroups.$$
+done < /proc/self/mountinfo > "$list"
 while read -r type at o; do
   umount "$at"
   if [ $type = cgroup ]; then
@@ -137,8 +138,8 @@ while read -r type at o; do
   else
     mount -t cgroup2 cgroup2 "$at"
   fi
-done < /tmp/.cgroups.$$
-rm -f /tmp/.cgroups.$$
+done < "$list"
+rm -f "$list"
 `
 
 func onlyChild(pid int) (int, error) {

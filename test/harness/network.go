@@ -48,7 +48,7 @@ func (s *Switch) plug(m *machine, addr netip.Addr) error {
 	port := fmt.Sprintf("port%d", s.ports)
 	m.port = port
 	err := s.m.inNetNS(func() error {
-		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port}, PeerName: "eth0", PeerNamespace: netlink.NsPid(m.pid)}
+		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port}, PeerName: "eth0", PeerNamespace: netlink.NsPid(m.pid), PeerHardwareAddr: hardwareAddr(addr)}
 		if err := netlink.LinkAdd(veth); err != nil {
 			return fmt.Errorf("add link %s: %w", port, err)
 		}
@@ -77,6 +77,13 @@ func (s *Switch) plug(m *machine, addr netip.Addr) error {
 		}
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: Subnet.Addr().Next().AsSlice()})
 	})
+}
+
+// hardwareAddr is a machine's own, the same after each reboot, as a board's is:
+// neighbors remember it.
+func hardwareAddr(addr netip.Addr) net.HardwareAddr {
+	b := addr.As16()
+	return append(net.HardwareAddr{2, 0xed}, b[12:]...)
 }
 
 func addAddr(link netlink.Link, addr netip.Addr) error {
