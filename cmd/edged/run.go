@@ -19,6 +19,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver"
 	"edged/apiserver/registry"
@@ -240,13 +241,8 @@ func (d *device) run(ctx context.Context) error {
 		if d.cfg.role == roleWitness {
 			return d.runWitness(ctx)
 		}
-		if !d.knowsItself() {
-			// A device that joins has to see the cluster first.
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-d.store.Ready():
-			}
+		if !d.awaitItself(ctx) {
+			return nil
 		}
 		g.Go(func() error { return d.tellRole(ctx) })
 		return d.runNode(ctx, g)
@@ -268,6 +264,32 @@ func (d *device) run(ctx context.Context) error {
 func (d *device) knowsItself() bool {
 	_, ok := registry.For[*corev1.Node](d.registry).Get("", d.cfg.nodeName)
 	return ok
+}
+
+// awaitItself waits until this device may run Pods: its replica has its Node, or
+// has seen the cluster, as one that joins must. Without a quorum the Node is all
+// there is to wait for, and it may be in the part of the log that is still being
+// applied. It reports false when ctx ended.
+func (d *device) awaitItself(ctx context.Context) bool {
+	there := make(chan struct{}, 1)
+	defer registry.For[*corev1.Node](d.registry).Subscribe(func(e registry.Event[*corev1.Node]) {
+		if e.Object.Name == d.cfg.nodeName && e.Type != watch.Deleted {
+			select {
+			case there <- struct{}{}:
+			default:
+			}
+		}
+	})()
+	if d.knowsItself() {
+		return true
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-there:
+	case <-d.store.Ready():
+	}
+	return true
 }
 
 // endOf turns the error of a call that ctx cut short into none.
