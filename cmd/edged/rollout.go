@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -27,6 +28,7 @@ import (
 	"edged/apiserver/registry"
 	"edged/cluster/rollout"
 	"edged/controller/node"
+	"edged/internal/atomicfile"
 	"edged/raftstore"
 	"edged/runtime/nodestatus"
 )
@@ -275,8 +277,19 @@ func (d *device) myPart(ctx context.Context, g *errgroup.Group, tried *string) e
 		return nil
 	}
 	*tried = s.ID
+	began, err := os.ReadFile(d.triedPath())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	g.Go(func() error {
+		if string(began) == s.ID {
+			return d.awaitOutcome(ctx, s)
+		}
 		err := d.fetchRelease(ctx, s)
+		if err == nil {
+			// On disk: the daemon that comes back when this fails must not begin again.
+			err = atomicfile.Write(d.triedPath(), []byte(s.ID), 0o600)
+		}
 		if err == nil {
 			err = d.startUpgrade(s)
 		}
@@ -287,6 +300,30 @@ func (d *device) myPart(ctx context.Context, g *errgroup.Group, tried *string) e
 		return nil
 	})
 	return nil
+}
+
+// triedPath holds the ID of the rollout that this device has begun its part of.
+func (d *device) triedPath() string { return filepath.Join(d.upgradeDir(), "tried") }
+
+// outcomeWithin is how long the program that replaces a daemon takes at most to
+// tell that the old one is back.
+const outcomeWithin = 3 * time.Minute
+
+// awaitOutcome is for a daemon that finds that one before it has begun: the
+// program that replaces it tells how that ended, unless it was ended itself, by a
+// power cut.
+func (d *device) awaitOutcome(ctx context.Context, s rollout.State) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-time.After(outcomeWithin):
+	}
+	me, ok := registry.For[*corev1.Node](d.registry).Get("", d.cfg.nodeName)
+	now, running, err := d.rolloutState()
+	if err != nil || !ok || !running || now.ID != s.ID || now.Phase != rollout.Running || now.Device != d.cfg.nodeName || strings.HasPrefix(me.Annotations[annotationFailed], s.ID+" ") {
+		return nil
+	}
+	return endOf(ctx, d.annotate(ctx, annotationFailed, s.ID+" it was interrupted"))
 }
 
 func (d *device) annotate(ctx context.Context, key, value string) error {

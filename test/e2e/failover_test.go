@@ -143,7 +143,7 @@ func leaderOf(t *testing.T, d *harness.Device, devices []*harness.Device) (leade
 // counts as ready.
 func webOn(p *place, via *harness.Device, want int, devices []*harness.Device) {
 	p.t.Helper()
-	via.Eventually(60*time.Second, fmt.Sprintf("running %d Pods", want), func() error {
+	via.Eventually(2*time.Minute, fmt.Sprintf("running %d Pods", want), func() error {
 		pods, err := via.Client().CoreV1().Pods(p.ns).List(context.Background(), metav1.ListOptions{LabelSelector: "app=web"})
 		if err != nil {
 			return err
