@@ -43,6 +43,7 @@ lint: ## gofmt, go vet, staticcheck; with BUILDROOT=path what that Buildroot say
 
 .PHONY: unit
 unit: payload ## unit tests with the race detector
+	cd test/cnitool && go mod download # its test has no network
 	CGO_ENABLED=1 go test -race -timeout 15m $$(go list ./... | grep -v '^edged/test/e2e')
 
 # What reads bytes of a disk or a stranger: each is fuzzed for a minute by test-soak.

@@ -13,6 +13,10 @@ need mkfs.ext4 e2fsprogs
 need busybox busybox-static
 need socat socat
 need curl curl
+need nft nftables
+need fsck.fat dosfstools
+need mtype mtools
+need sfdisk fdisk
 [ -e /usr/include/seccomp.h ] || missing+=(libseccomp-dev)
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 [ ${#missing[@]} -eq 0 ] && exit 0
