@@ -1,10 +1,14 @@
 // Command conformance runs Kubernetes' own e2e suite, unchanged, against a
-// device that the harness starts, and prints what passed.
+// cluster that the harness starts, and prints what passed.
 //
-// build.sh makes the suite and its images in the folder given as -work.
-// listed.txt names tests by stage; -focus takes any regular expression, so
-// that the rest of the suite can be run too. An empty selection runs no test
-// and is an error: ginkgo would exit 0.
+// build.sh makes the suite and its images in the folder given as -work. What
+// runs is said by one of: -stage, the tests that listed.txt names for it (all
+// that it names if empty); -file, the conformance tests of the source files that
+// match, so that the rest of an area runs too; -focus, any regular expression. An
+// empty selection runs no test and is an error: ginkgo would exit 0.
+//
+// Two devices by default: some tests ask for two nodes, and those of Services and
+// of the network only then cross from one to the other.
 package main
 
 import (
@@ -41,20 +45,23 @@ func (d *device) end() {
 }
 
 type options struct {
-	work, stage, focus, skip, flags string
-	procs                           int
-	timeout                         time.Duration
+	work, report, stage, file, focus, skip, flags string
+	devices, procs                                int
+	timeout                                       time.Duration
 }
 
 func main() {
 	log.SetFlags(log.Ltime)
 	var o options
 	flag.StringVar(&o.work, "work", "test/conformance/work", "folder that build.sh made")
+	flag.StringVar(&o.report, "report", "", "folder for logs and results, emptied first (default WORK/report)")
 	flag.StringVar(&o.stage, "stage", "", "run the listed tests of this stage only")
+	flag.StringVar(&o.file, "file", "", "run the conformance tests of the source files that match this regular expression instead of the listed ones")
 	flag.StringVar(&o.focus, "focus", "", "run the tests that match this regular expression instead of the listed ones")
+	flag.IntVar(&o.devices, "devices", 2, "devices in the cluster")
 	flag.StringVar(&o.skip, "skip", "", "but not those that match this one")
 	flag.IntVar(&o.procs, "procs", 1, "tests to run at a time")
-	flag.StringVar(&o.flags, "flags", "", "more flags for `edged run`, separated by spaces")
+	flag.StringVar(&o.flags, "flags", "", "more flags for edged run, separated by spaces")
 	flag.DurationVar(&o.timeout, "timeout", 3*time.Hour, "bound on the whole run")
 	flag.Parse()
 	failed, err := run(o)
@@ -72,26 +79,40 @@ func run(o options) (failed int, err error) {
 		return 0, err
 	}
 	focus := o.focus
+	if focus == "" && o.file != "" {
+		focus = `\[Conformance\]`
+	}
 	if focus == "" {
-		if focus, err = listed(filepath.Join(filepath.Dir(work), "listed.txt"), o.stage); err != nil {
+		if focus, err = listed("test/conformance/listed.txt", o.stage); err != nil {
 			return 0, err
 		}
 	}
-	dev := &device{}
-	defer dev.end()
-	d := harness.Lone(dev, strings.Fields(o.flags)...)
-	log.Printf("%s is ready; importing the images", d.Name)
-	if _, err := d.Edged("image", "import", "--run-dir", d.RunDir(), filepath.Join(work, "images.tar")); err != nil {
+	report := o.report
+	if report == "" {
+		report = filepath.Join(work, "report")
+	}
+	if report, err = filepath.Abs(report); err != nil {
 		return 0, err
 	}
-	report := filepath.Join(work, "report")
 	if err := os.RemoveAll(report); err != nil {
 		return 0, err
 	}
 	if err := os.MkdirAll(report, 0o755); err != nil {
 		return 0, err
 	}
-	cmd := suite(d, o, work, report, focus)
+	tb := &device{}
+	defer tb.end()
+	devices, err := cluster(tb, o.devices, strings.Fields(o.flags))
+	if err != nil {
+		return 0, err
+	}
+	log.Printf("%d ready; importing the images", len(devices))
+	for _, d := range devices {
+		if _, err := d.Edged("image", "import", "--run-dir", d.RunDir(), filepath.Join(work, "images.tar")); err != nil {
+			return 0, err
+		}
+	}
+	cmd := suite(devices[0], o, work, report, focus)
 	out, err := os.Create(filepath.Join(report, "e2e.log"))
 	if err != nil {
 		return 0, err
@@ -100,8 +121,12 @@ func run(o options) (failed int, err error) {
 	cmd.Stdout, cmd.Stderr = out, out
 	log.Printf("running the suite; its output is in %s", out.Name())
 	runErr := cmd.Run()
-	if data, err := os.ReadFile(filepath.Join(d.Dir, "edged.log")); err == nil {
-		if err := os.WriteFile(filepath.Join(report, "edged.log"), data, 0o644); err != nil {
+	for _, d := range devices {
+		data, err := os.ReadFile(filepath.Join(d.Dir, "edged.log"))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(report, d.Name+".log"), data, 0o644)
+		}
+		if err != nil {
 			return 0, err
 		}
 	}
@@ -116,10 +141,38 @@ func run(o options) (failed int, err error) {
 	return failed, nil
 }
 
+// cluster starts n devices: the first founds a cluster, the others join it by a
+// token. It returns when each says that it is ready; the suite itself waits for
+// their Nodes.
+func cluster(tb harness.TB, n int, flags []string) ([]*harness.Device, error) {
+	first := harness.Lone(tb, flags...)
+	devices := []*harness.Device{first}
+	if n < 2 {
+		return devices, nil
+	}
+	token, err := first.Edged("token", "create", "--run-dir", first.RunDir())
+	if err != nil {
+		return nil, err
+	}
+	join := []string{"--join", first.Addr.String() + ":6443", "--token", strings.TrimSpace(token)}
+	for i := 2; i <= n; i++ {
+		d := harness.New(tb, first.Switch(), i, append(join, flags...)...)
+		d.Start()
+		devices = append(devices, d)
+	}
+	for _, d := range devices[1:] {
+		d.WaitReady()
+	}
+	return devices, nil
+}
+
 func suite(d *harness.Device, o options, work, report, focus string) *exec.Cmd {
 	ginkgo := []string{"focus=" + focus, "timeout=" + o.timeout.String(), "poll-progress-after=3m", "no-color"}
 	if o.skip != "" {
 		ginkgo = append(ginkgo, "skip="+o.skip)
+	}
+	if o.file != "" {
+		ginkgo = append(ginkgo, "focus-file="+o.file)
 	}
 	e2e := filepath.Join(work, "bin", "e2e.test")
 	flags := []string{
