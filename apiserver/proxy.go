@@ -17,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/proxy"
 
 	"edged/apiserver/registry"
 )
@@ -203,32 +204,20 @@ func (c *call) proxyTo(scheme, ip, port string) error {
 	prefix := strings.TrimSuffix(c.req.URL.Path, path)
 	rp := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
-			r.Out.URL, r.Out.Host = target, target.Host
+			r.Out.URL, r.Out.Host = target, c.req.Host // the target sees the name that the client used, as upstream's
 			r.SetXForwarded()
-			r.Out.Header.Set("X-Forwarded-Uri", c.req.URL.Path)
 		},
-		Transport:      c.Server.proxy,
-		FlushInterval:  -1, // at once: streams pass through here
-		ModifyResponse: func(resp *http.Response) error { return rewriteLocation(resp, target, prefix) },
+		// It rewrites the links in HTML and the redirects that lead to the target
+		// itself, so that they stay within the proxy.
+		Transport:     &proxy.Transport{PathPrepend: prefix, RoundTripper: c.Server.proxy},
+		FlushInterval: -1, // at once: streams pass through here
 		ErrorHandler: func(w http.ResponseWriter, req *http.Request, err error) {
-			c.respondError(w, req, apierrors.NewServiceUnavailable(fmt.Sprintf("error trying to reach service: %v", err)))
+			if _, ok := err.(apierrors.APIStatus); !ok {
+				err = apierrors.NewServiceUnavailable(fmt.Sprintf("error trying to reach service: %v", err))
+			}
+			c.respondError(w, req, err)
 		},
 	}
 	rp.ServeHTTP(c.w, c.req)
-	return nil
-}
-
-// rewriteLocation keeps a redirect to the target itself within the proxy.
-func rewriteLocation(resp *http.Response, target *url.URL, prefix string) error {
-	location := resp.Header.Get("Location")
-	if location == "" {
-		return nil
-	}
-	u, err := target.Parse(location)
-	if err != nil || u.Host != target.Host {
-		return nil // not ours to judge
-	}
-	u.Scheme, u.Host, u.Path = "", "", prefix+u.Path
-	resp.Header.Set("Location", u.String())
 	return nil
 }

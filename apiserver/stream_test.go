@@ -177,6 +177,11 @@ func TestProxy(t *testing.T) {
 			http.Redirect(w, req, "/there", http.StatusFound)
 			return
 		}
+		if req.URL.Path == "/page" {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			fmt.Fprintf(w, `<a href="/x">1</a> <a href="y">2</a> <img src="http://%s/z"> <a href="http://other/x">4</a>`, req.Host)
+			return
+		}
 		body, _ := io.ReadAll(req.Body)
 		fmt.Fprintf(w, "%s %s?%s %s auth=%q", req.Method, req.URL.Path, req.URL.RawQuery, body, req.Header.Get("Authorization"))
 	}))
@@ -224,6 +229,12 @@ func TestProxy(t *testing.T) {
 		if got := resp.Header.Get("Location"); got != want {
 			t.Errorf("%q: %d to %q, want %q", path, resp.StatusCode, got, want)
 		}
+	}
+	prefix := "/api/v1/namespaces/default/pods/https:p:" + port + "/proxy"
+	want := fmt.Sprintf(`<a href="%[1]s/x">1</a> <a href="y">2</a> <img src="%[2]s%[1]s/z"> <a href="http://other/x">4</a>`,
+		prefix, strings.Replace(e.url, "https:", "http:", 1))
+	if got := text(t, e.do(e.admin(), "GET", prefix+"/page", nil)); got != want {
+		t.Errorf("links of a page: %s, want %s", got, want)
 	}
 	resp := e.do(e.admin(), "GET", "/api/v1/nodes/n1/proxy/stats/summary", nil)
 	if got := text(t, resp); got != "node GET /stats/summary" {
