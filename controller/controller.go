@@ -42,6 +42,7 @@ import (
 	"edged/controller/disruption"
 	"edged/controller/endpoints"
 	"edged/controller/endpointslice"
+	"edged/controller/endpointslicemirroring"
 	"edged/controller/gc"
 	"edged/controller/job"
 	"edged/controller/loop"
@@ -80,24 +81,25 @@ type Config struct {
 // controllers is the table of what runs.
 func controllers(cfg Config) map[string]loop.Run {
 	return map[string]loop.Run{
-		"bootstrap":             bootstrap.Run(bootstrap.Config{Objects: cfg.BootstrapObjects, ServiceIP: cfg.ServiceIP, APIAddresses: cfg.APIAddresses}),
-		"cronjob":               cronjob.Run,
-		"daemonset":             daemonset.Run,
-		"deployment":            deployment.Run,
-		"disruption":            disruption.Run,
-		"endpoints":             endpoints.Run,
-		"endpointslice":         endpointslice.Run,
-		"gc":                    gc.Run,
-		"job":                   job.Run,
-		"node":                  node.Run(cfg.Liveness),
-		"podgc":                 podgc.Run,
-		"namespace":             namespace.Run,
-		"replicaset":            replicaset.Run,
-		"replicationcontroller": replicationcontroller.Run,
-		"resourcequota":         resourcequota.Run,
-		"rootca":                rootca.Run(cfg.RootCA),
-		"serviceaccount":        serviceaccount.Run,
-		"statefulset":           statefulset.Run,
+		"bootstrap":              bootstrap.Run(bootstrap.Config{Objects: cfg.BootstrapObjects, ServiceIP: cfg.ServiceIP, APIAddresses: cfg.APIAddresses}),
+		"cronjob":                cronjob.Run,
+		"daemonset":              daemonset.Run,
+		"deployment":             deployment.Run,
+		"disruption":             disruption.Run,
+		"endpoints":              endpoints.Run,
+		"endpointslice":          endpointslice.Run,
+		"endpointslicemirroring": endpointslicemirroring.Run,
+		"gc":                     gc.Run,
+		"job":                    job.Run,
+		"node":                   node.Run(cfg.Liveness),
+		"podgc":                  podgc.Run,
+		"namespace":              namespace.Run,
+		"replicaset":             replicaset.Run,
+		"replicationcontroller":  replicationcontroller.Run,
+		"resourcequota":          resourcequota.Run,
+		"rootca":                 rootca.Run(cfg.RootCA),
+		"serviceaccount":         serviceaccount.Run,
+		"statefulset":            statefulset.Run,
 	}
 }
 

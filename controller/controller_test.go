@@ -218,6 +218,66 @@ func TestDeploymentLife(t *testing.T) {
 	quiet(t, reg)
 }
 
+// A Service without a selector has the slices of the Endpoints that somebody made
+// for it, as long as both are there.
+func TestEndpointsAreMirrored(t *testing.T) {
+	reg := start(t)
+	ctx := t.Context()
+	services, endpoints := registry.For[*corev1.Service](reg), registry.For[*corev1.Endpoints](reg)
+	mirrored := func(want string) func() string {
+		return func() string {
+			got := ""
+			for _, s := range registry.For[*discoveryv1.EndpointSlice](reg).List("default") {
+				if s.Labels[discoveryv1.LabelServiceName] == "db" {
+					for _, e := range s.Endpoints {
+						got += e.Addresses[0] + " "
+					}
+				}
+			}
+			if got != want {
+				return fmt.Sprintf("%q, want %q", got, want)
+			}
+			return ""
+		}
+	}
+	custom := func() *corev1.Endpoints {
+		return &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: "db", Namespace: "default"}, Subsets: []corev1.EndpointSubset{{
+			Ports: []corev1.EndpointPort{{Port: 5432}}, Addresses: []corev1.EndpointAddress{{IP: "10.1.2.3"}},
+		}}}
+	}
+	if _, err := endpoints.Create(ctx, custom()); err != nil {
+		t.Fatal(err)
+	}
+	quiet(t, reg)
+	if got := mirrored("")(); got != "" {
+		t.Errorf("without a Service: %s", got)
+	}
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "db", Namespace: "default"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 5432}}}}
+	if _, err := services.Create(ctx, svc); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "a slice", mirrored("10.1.2.3 "))
+	_, err := endpoints.Update(ctx, "default", "db", func(e *corev1.Endpoints) error { e.Subsets[0].Addresses[0].IP = "10.2.3.4"; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the change", mirrored("10.2.3.4 "))
+	if err := endpoints.Delete(ctx, "default", "db", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the slice to go", mirrored(""))
+	if _, err := endpoints.Create(ctx, custom()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "a slice again", mirrored("10.1.2.3 "))
+	_, err = services.Update(ctx, "default", "db", func(s *corev1.Service) error { s.Spec.Selector = map[string]string{"app": "db"}; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the slice to go with a selector", mirrored(""))
+	quiet(t, reg)
+}
+
 func TestNamespaceIsEmptied(t *testing.T) {
 	reg := start(t)
 	kubelet(t, reg)

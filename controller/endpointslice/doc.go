@@ -5,7 +5,7 @@
 //
 // Types: Reconcile compares a Service and its Pods with its slices; Pack, which
 // controller/endpointslicemirroring uses as well, places endpoints in slices of
-// at most 100 so that few slices change. Change is what is to be written.
+// bounded size (here 100) so that few slices change. Change is what is to be written.
 //
 // Promises: Reconcile is a function of its arguments; an endpoint stays in its
 // slice as long as it can; at rest nothing is written. Changes of Pods are

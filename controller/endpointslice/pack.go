@@ -34,10 +34,10 @@ type Change struct {
 // Blank is a slice as every slice of an owner begins.
 type Blank func(t discoveryv1.AddressType) *discoveryv1.EndpointSlice
 
-// Pack places the endpoints of each group into slices. have are the owner's
-// slices; one that fits no group goes. labels and annotations that the owner's
+// Pack places the endpoints of each group into slices of at most most. have are the
+// owner's slices; one that fits no group goes. labels and annotations that the owner's
 // slices should have are taken from blank.
-func Pack(groups []Group, have []*discoveryv1.EndpointSlice, blank Blank) Change {
+func Pack(groups []Group, have []*discoveryv1.EndpointSlice, most int, blank Blank) Change {
 	var c Change
 	used := map[*discoveryv1.EndpointSlice]bool{}
 	for _, g := range groups {
@@ -48,7 +48,7 @@ func Pack(groups []Group, have []*discoveryv1.EndpointSlice, blank Blank) Change
 				mine = append(mine, s)
 			}
 		}
-		c.packGroup(g, mine, blank)
+		c.packGroup(g, mine, most, blank)
 	}
 	for _, s := range have {
 		if !used[s] && s.DeletionTimestamp == nil {
@@ -60,7 +60,7 @@ func Pack(groups []Group, have []*discoveryv1.EndpointSlice, blank Blank) Change
 
 // packGroup keeps endpoints where they are, puts new ones where there is room,
 // in slices that change anyway first, and drops slices that became empty.
-func (c *Change) packGroup(g Group, have []*discoveryv1.EndpointSlice, blank Blank) {
+func (c *Change) packGroup(g Group, have []*discoveryv1.EndpointSlice, most int, blank Blank) {
 	want := map[string]discoveryv1.Endpoint{}
 	var order []string
 	for _, e := range g.Endpoints {
@@ -101,7 +101,7 @@ func (c *Change) packGroup(g Group, have []*discoveryv1.EndpointSlice, blank Bla
 		}
 	}
 	place := func(d *draft) {
-		n := min(MaxEndpoints-len(d.now.Endpoints), len(left))
+		n := min(most-len(d.now.Endpoints), len(left))
 		if n <= 0 {
 			return
 		}

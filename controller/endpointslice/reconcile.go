@@ -24,7 +24,7 @@ func Reconcile(svc *corev1.Service, pods []*corev1.Pod, node func(name string) *
 	for _, family := range families(svc) {
 		groups = append(groups, groupPods(svc, pods, node, family)...)
 	}
-	return Pack(groups, have, func(t discoveryv1.AddressType) *discoveryv1.EndpointSlice { return blank(svc, t) })
+	return Pack(groups, have, MaxEndpoints, func(t discoveryv1.AddressType) *discoveryv1.EndpointSlice { return blank(svc, t) })
 }
 
 func families(svc *corev1.Service) []discoveryv1.AddressType {
