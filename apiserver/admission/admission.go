@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
 
 	"edged/apiserver/registry"
 )
@@ -23,6 +24,9 @@ type Escalation interface {
 type Config struct {
 	Registry   *registry.Registry
 	Escalation Escalation // nil leaves that guard out
+	// Authorizer is asked for what a body needs beyond its verb; nil leaves
+	// these guards out.
+	Authorizer authorizer.UnconditionalAuthorizer
 }
 
 // Chain asks its plugins in order.
@@ -50,6 +54,8 @@ func New(cfg Config) (*Chain, error) {
 			newPriority(cfg.Registry),
 			defaultTolerations{},
 			newRuntimeClass(cfg.Registry),
+			signers{authz: cfg.Authorizer},
+			newDeviceClaims(cfg.Registry, cfg.Authorizer),
 			newResourceQuota(cfg.Registry),
 		},
 	}, nil

@@ -34,7 +34,7 @@ func newCluster(t *testing.T, labels map[string]string) *cluster {
 	c := &cluster{t: t, reg: registrytest.New(t)}
 	decide, err := authz.New(authz.FromRegistry(c.reg))
 	must(t, err)
-	c.chain, err = admission.New(admission.Config{Registry: c.reg, Escalation: decide})
+	c.chain, err = admission.New(admission.Config{Registry: c.reg, Escalation: decide, Authorizer: decide})
 	must(t, err)
 	c.reg.SetAdmission(c.chain)
 	_, err = registry.For[*corev1.Namespace](c.reg).Create(context.Background(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", Labels: labels}})

@@ -9,8 +9,10 @@ import (
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -26,12 +28,13 @@ import (
 // its own Pods, mirror Pods, its own Lease, tokens for its own Pods.
 type nodeRestriction struct {
 	validateOnly
-	nodes registry.Client[*corev1.Node]
-	pods  registry.Client[*corev1.Pod]
+	nodes    registry.Client[*corev1.Node]
+	pods     registry.Client[*corev1.Pod]
+	accounts registry.Client[*corev1.ServiceAccount]
 }
 
 func newNodeRestriction(r *registry.Registry) *nodeRestriction {
-	return &nodeRestriction{nodes: registry.For[*corev1.Node](r), pods: registry.For[*corev1.Pod](r)}
+	return &nodeRestriction{nodes: registry.For[*corev1.Node](r), pods: registry.For[*corev1.Pod](r), accounts: registry.For[*corev1.ServiceAccount](r)}
 }
 
 const nodeUserPrefix = "system:node:"
@@ -53,6 +56,10 @@ func (p *nodeRestriction) Validate(_ context.Context, a *registry.Attributes) er
 		return p.validateToken(node, a)
 	case coordinationv1.Resource("leases"):
 		return validateLease(node, a)
+	case certificatesv1.Resource("podcertificaterequests"):
+		return p.validateCertificate(node, a)
+	case resourcev1.Resource("resourceslices"):
+		return validateSlice(node, a)
 	case schema.GroupResource{Group: "storage.k8s.io", Resource: "csinodes"}:
 		if a.Name != node {
 			return forbidden(a, fmt.Errorf("can only access CSINode with the same name as the requesting node"))
@@ -273,6 +280,72 @@ func validateLease(node string, a *registry.Attributes) error {
 	}
 	if name != node {
 		return forbidden(a, errors.New("can only access node lease with the same name as the requesting node"))
+	}
+	return nil
+}
+
+// validateCertificate: a device asks for certificates only of Pods that it runs
+// and that have a volume for one of that signer.
+func (p *nodeRestriction) validateCertificate(node string, a *registry.Attributes) error {
+	req, ok := a.Object.(*certificatesv1.PodCertificateRequest)
+	if a.Operation != create || a.Subresource != "" || !ok {
+		return forbidden(a, fmt.Errorf("unexpected operation %v", a.Operation))
+	}
+	spec := &req.Spec
+	if string(spec.NodeName) != node {
+		return forbidden(a, fmt.Errorf("PodCertificateRequest.Spec.NodeName=%q, which is not the requesting node %q", spec.NodeName, node))
+	}
+	// What differs by its UID only may be newer than this device's cache: no
+	// Forbidden, so that the client tries again.
+	if n, ok := p.nodes.Get("", node); !ok || n.UID != spec.NodeUID {
+		return fmt.Errorf("PodCertificateRequest for pod %q names node UID %q, which is not that of the running node", spec.PodName, spec.NodeUID)
+	}
+	pod, ok := p.pods.Get(a.Namespace, spec.PodName)
+	if !ok || pod.UID != spec.PodUID {
+		return fmt.Errorf("PodCertificateRequest for pod %q contains pod UID %q, which is not that of the running pod", spec.PodName, spec.PodUID)
+	}
+	account, ok := p.accounts.Get(a.Namespace, spec.ServiceAccountName)
+	switch {
+	case pod.Spec.NodeName != node:
+		return forbidden(a, fmt.Errorf("pod %q is not running on node %q named in the PodCertificateRequest", spec.PodName, node))
+	case pod.Annotations[corev1.MirrorPodAnnotationKey] != "":
+		return forbidden(a, fmt.Errorf("pod %q is a mirror pod", spec.PodName))
+	case pod.Spec.ServiceAccountName != spec.ServiceAccountName:
+		return forbidden(a, fmt.Errorf("PodCertificateRequest for pod %q contains serviceAccountName (%q) that differs from running pod (%q)", spec.PodName, spec.ServiceAccountName, pod.Spec.ServiceAccountName))
+	case !ok || account.UID != spec.ServiceAccountUID:
+		return fmt.Errorf("PodCertificateRequest for pod %q names service account UID %q, which is not that of the service account", spec.PodName, spec.ServiceAccountUID)
+	case !hasCertificateVolume(pod, spec.SignerName):
+		return forbidden(a, fmt.Errorf("pod %q has no volume for a certificate of signer %q", spec.PodName, spec.SignerName))
+	}
+	return nil
+}
+
+func hasCertificateVolume(pod *corev1.Pod, signer string) bool {
+	for _, v := range pod.Spec.Volumes {
+		if v.Projected == nil {
+			continue
+		}
+		for _, s := range v.Projected.Sources {
+			if s.PodCertificate != nil && s.PodCertificate.SignerName == signer {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// validateSlice: a device offers its own hardware only.
+func validateSlice(node string, a *registry.Attributes) error {
+	obj, what := a.Object, "create"
+	switch a.Operation {
+	case create:
+	case remove:
+		obj, what = a.OldObject, "delete"
+	default:
+		return nil
+	}
+	if slice, ok := obj.(*resourcev1.ResourceSlice); !ok || slice.Spec.NodeName == nil || *slice.Spec.NodeName != node {
+		return forbidden(a, fmt.Errorf("can only %s ResourceSlice with the same NodeName as the requesting node", what))
 	}
 	return nil
 }

@@ -48,6 +48,10 @@ func All(cfg Config) []*registry.Kind {
 	all = append(all, node()...)
 	all = append(all, scheduling()...)
 	all = append(all, storage()...)
+	all = append(all, certificates()...)
+	all = append(all, flowControl()...)
+	all = append(all, storageMigration()...)
+	all = append(all, resources()...)
 	return all
 }
 
@@ -114,10 +118,23 @@ func newBase(namespaced bool) base {
 }
 
 // resets returns a base whose updates reset the given top-level fields.
-func (b base) resets(apiVersion string, paths ...string) base {
+func (b base) resets(apiVersion string, names ...string) base {
+	paths := make([][]string, len(names))
+	for i, name := range names {
+		paths[i] = []string{name}
+	}
+	return b.resetsPaths(apiVersion, paths...)
+}
+
+// resetsPaths is resets for fields further down.
+func (b base) resetsPaths(apiVersion string, paths ...[]string) base {
 	set := fieldpath.NewSet()
 	for _, p := range paths {
-		set.Insert(fieldpath.MakePathOrDie(p))
+		var path fieldpath.Path
+		for _, name := range p {
+			path = append(path, fieldpath.PathElement{FieldName: &name})
+		}
+		set.Insert(path)
 	}
 	b.reset = map[fieldpath.APIVersion]*fieldpath.Set{fieldpath.APIVersion(apiVersion): set}
 	return b

@@ -101,7 +101,7 @@ func (d *device) openAPI() (err error) {
 		return err
 	}
 	a.authn = authn.New(authn.Config{ClientCAs: d.identity.CAPool(), Issuer: a.tokens, Anonymous: true})
-	chain, err := admission.New(admission.Config{Registry: d.registry, Escalation: a.authz})
+	chain, err := admission.New(admission.Config{Registry: d.registry, Escalation: a.authz, Authorizer: a.authz})
 	if err != nil {
 		return err
 	}
