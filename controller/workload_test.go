@@ -87,6 +87,33 @@ func TestDaemonSetLife(t *testing.T) {
 		t.Errorf("revisions %v, want 2 and 3", numbers)
 	}
 	quiet(t, reg)
+
+	// Somebody hands over a further revision of the same template, with its owner,
+	// and takes away the old one in his own time.
+	var cur *appsv1.ControllerRevision
+	for _, r := range revisions.List("default") {
+		if r.Revision == 3 {
+			cur = r.DeepCopy()
+		}
+	}
+	handed := &appsv1.ControllerRevision{
+		ObjectMeta: metav1.ObjectMeta{Name: "ds-handed", Namespace: "default", Labels: map[string]string{"app": "ds", appsv1.ControllerRevisionHashLabelKey: "handed"}, OwnerReferences: cur.OwnerReferences},
+		Data:       cur.Data, Revision: 4,
+	}
+	_, err = revisions.Create(ctx, handed)
+	must(t, err)
+	quiet(t, reg)
+	must(t, revisions.Delete(ctx, "default", cur.Name, metav1.DeleteOptions{}))
+	image("three")
+	await(t, "an update by a history that goes on", on(2))
+	await(t, "its revision", func() string {
+		got := ""
+		for _, r := range revisions.List("default") {
+			got = max(got, fmt.Sprint(r.Revision))
+		}
+		return map[bool]string{false: "the newest is " + got}[got == "5"]
+	})
+	quiet(t, reg)
 }
 
 // A StatefulSet comes up in order, updates, scales, and keeps its claims.

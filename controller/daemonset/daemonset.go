@@ -48,7 +48,7 @@ func Run(ctx context.Context, env loop.Env) error {
 	defer c.sets.Subscribe(func(e registry.Event[*appsv1.DaemonSet]) { q.Add(loop.KeyOf(e.Object)) })()
 	selecting := podset.Selecting(c.sets, func(ds *appsv1.DaemonSet) labels.Selector { return podset.Selector(ds.Spec.Selector) })
 	defer c.control.Pods.Subscribe(func(e registry.Event[*corev1.Pod]) { podset.Keys(e, Kind.Kind, selecting, q.Add) })()
-	defer c.revisions.Subscribe(func(e registry.Event[*appsv1.ControllerRevision]) { podset.Keys(e, Kind.Kind, selecting, q.Add) })()
+	defer c.revisions.Subscribe(func(e registry.Event[*appsv1.ControllerRevision]) { revision.Keys(e, Kind.Kind, selecting, q.Add) })()
 	defer c.nodes.Subscribe(func(e registry.Event[*corev1.Node]) {
 		if e.Type == watch.Modified && !movesPods(e.Old, e.Object) {
 			return

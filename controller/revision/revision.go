@@ -27,10 +27,14 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/registry"
+	"edged/controller/podset"
 )
 
 // Data is a template as a revision keeps it: the strategic merge patch that
@@ -108,6 +112,27 @@ func Of(revisions []*appsv1.ControllerRevision, data []byte) History {
 
 func older(a, b *appsv1.ControllerRevision) int {
 	return cmp.Or(cmp.Compare(a.Revision, b.Revision), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
+}
+
+// Keys tells which owners a change of a revision concerns, as podset.Keys. None is
+// concerned by a revision that comes with its owner: whoever made it has dealt with
+// it (a controller that looked at once would merge it with others of the same
+// template before its maker could), nor by a change that says nothing new about the
+// template.
+func Keys(e registry.Event[*appsv1.ControllerRevision], kind string, selectors func(ns string, set labels.Set) []string, add func(key string)) {
+	switch {
+	case e.Type == watch.Added && metav1.GetControllerOfNoCopy(e.Object) != nil && e.Object.DeletionTimestamp == nil:
+	case e.Type == watch.Modified && sameMeaning(e.Old, e.Object) &&
+		slices.Equal(selectors(e.Old.Namespace, e.Old.Labels), selectors(e.Object.Namespace, e.Object.Labels)):
+	default:
+		podset.Keys(e, kind, selectors, add)
+	}
+}
+
+func sameMeaning(a, b *appsv1.ControllerRevision) bool {
+	const hash = appsv1.ControllerRevisionHashLabelKey
+	return a.Revision == b.Revision && a.Labels[hash] == b.Labels[hash] && (a.DeletionTimestamp == nil) == (b.DeletionTimestamp == nil) &&
+		bytes.Equal(a.Data.Raw, b.Data.Raw) && equality.Semantic.DeepEqual(a.OwnerReferences, b.OwnerReferences)
 }
 
 // Excess returns the n oldest of the revisions that are not in use.

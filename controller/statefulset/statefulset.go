@@ -48,7 +48,7 @@ func Run(ctx context.Context, env loop.Env) error {
 	defer c.sets.Subscribe(func(e registry.Event[*appsv1.StatefulSet]) { q.Add(loop.KeyOf(e.Object)) })()
 	selecting := podset.Selecting(c.sets, func(s *appsv1.StatefulSet) labels.Selector { return podset.Selector(s.Spec.Selector) })
 	defer c.pods.Subscribe(func(e registry.Event[*corev1.Pod]) { podset.Keys(e, Kind.Kind, selecting, q.Add) })()
-	defer c.revisions.Subscribe(func(e registry.Event[*appsv1.ControllerRevision]) { podset.Keys(e, Kind.Kind, selecting, q.Add) })()
+	defer c.revisions.Subscribe(func(e registry.Event[*appsv1.ControllerRevision]) { revision.Keys(e, Kind.Kind, selecting, q.Add) })()
 	defer c.claims.Subscribe(func(e registry.Event[*corev1.PersistentVolumeClaim]) {
 		if e.Type != watch.Deleted {
 			return
