@@ -19,13 +19,14 @@
 //	kind    byte       1 head, 2 entry, 3 hard state, 4 snapshot, 5 reset, 6 intent, 7 packed, 8 opened
 //	payload            head: format version, sequence number, member id, first crc, flags (1: recycled);
 //	                   entry and hard state raftpb; packed: entries of a large batch, compressed (pack.go);
-//	                   opened: 8 random bytes; others index and term, uint64 LE
+//	                   opened: 8 random bytes, or zeros up to the end of a page; others index and term, uint64 LE
 //	padding            zero bytes up to a multiple of 8
 //
 // The first record that does not chain to the one before it ends the segment. The
 // crc chains over all segments; the sequence number in it tells what a recycled
 // file held before from what is in it now, and an "opened" record, written with
-// the first batch after a start, what a power cut left torn behind the end.
+// the first batch after a start, what a power cut left torn behind the end. The same
+// kind fills a page that the next small batch would not fit in.
 //
 // Version 1 is read: its crcs lack the sequence number, its heads the flags, it
 // packs nothing, and its files are cleared before they are used again.

@@ -34,6 +34,8 @@ const (
 	// maxFree is how many spent segments are kept for recycling: as many as one
 	// commit of the applied state sets free under load.
 	maxFree = 6
+	// pageBytes is what a disk writes at least.
+	pageBytes = 4096
 	// headRoom is more than what a segment begins with.
 	headRoom = 256
 	// maxRecordBytes bounds what a damaged length can make us allocate. The
@@ -356,7 +358,7 @@ func (l *Log) take(r parsed, c *Content) error {
 		return l.takeEntry(r.payload, c)
 	case kindPacked:
 		return unpack(r.payload, func(entry []byte) error { return l.takeEntry(entry, c) })
-	case kindOpened: // was written for its crc
+	case kindOpened: // was written for its crc, or for its length
 	case kindState:
 		l.state = new(raftpb.HardState)
 		if err := proto.Unmarshal(r.payload, l.state); err != nil {
@@ -482,7 +484,22 @@ func (l *Log) Append(state *raftpb.HardState, entries []*raftpb.Entry) error {
 		}
 		l.state = state
 	}
+	l.fill()
 	return l.flush()
+}
+
+// fill adds a record without meaning up to the end of the page, when the next
+// batch, of about the size of this one, would end on the page after it: a lone
+// write is one page then, not sometimes two.
+func (l *Log) fill() {
+	end := l.at + int64(len(l.buf))
+	left := (pageBytes - end%pageBytes) % pageBytes
+	if left <= headerBytes || left >= int64(len(l.buf)) || len(l.buf) > pageBytes/2 || end+left > l.size || l.form.version == 1 {
+		return
+	}
+	at := l.beginRecord(kindOpened)
+	l.buf = append(l.buf, make([]byte, left-headerBytes)...)
+	l.endRecord(at)
 }
 
 // Note writes how far the log is committed, without making that durable: after a
