@@ -54,7 +54,8 @@ func (s *Store) readTxn(ctx context.Context, req *pb.TxnRequest) (*pb.TxnRespons
 // checkQuota refuses what would make the state larger than it may be, and raises
 // the alarm that makes every member refuse it.
 func (s *Store) checkQuota(ctx context.Context, req *pb.InternalRaftRequest) error {
-	if s.cfg.Quota <= 0 {
+	refuse := s.refusesForRoom()
+	if s.cfg.Quota <= 0 && !refuse {
 		return nil
 	}
 	var grows proto.Message
@@ -70,12 +71,16 @@ func (s *Store) checkQuota(ctx context.Context, req *pb.InternalRaftRequest) err
 	if grows != nil {
 		cost = int64(mvcc.Cost(grows))
 	}
-	if cost == 0 {
+	switch {
+	case cost == 0:
 		return nil
+	case refuse:
+		return ErrNoSpace
 	}
 	if size, _ := s.db.Size(); size+cost <= s.cfg.Quota {
 		return nil
 	}
+	s.forQuota.Store(true)
 	if len(s.db.Alarms(pb.AlarmType_NOSPACE)) == 0 {
 		s.log.Error("the state has reached its quota: writes are refused until it is smaller and the alarm is disarmed", "quota_bytes", s.cfg.Quota)
 	}
@@ -87,11 +92,16 @@ func (s *Store) checkQuota(ctx context.Context, req *pb.InternalRaftRequest) err
 
 // Alarm lists, raises and disarms alarms.
 func (s *Store) Alarm(ctx context.Context, req *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	if req.Action == pb.AlarmRequest_GET && s.node.full.Load() {
+		// Nothing can be written here: what this member knows must do.
+		rev, _ := s.Revision()
+		return &pb.AlarmResponse{Header: s.Header(rev), Alarms: s.fullHere(s.db.Alarms(req.Alarm))}, nil
+	}
 	return propose[*pb.AlarmResponse](ctx, s, &pb.InternalRaftRequest{Alarm: req})
 }
 
 // Alarms are those that this member knows of.
-func (s *Store) Alarms() []*pb.AlarmMember { return s.db.Alarms(pb.AlarmType_NONE) }
+func (s *Store) Alarms() []*pb.AlarmMember { return s.fullHere(s.db.Alarms(pb.AlarmType_NONE)) }
 
 // Downgrade is the operator's wish to go back to an older version.
 func (s *Store) Downgrade() mvcc.Downgrade { return s.db.Downgrade() }

@@ -31,6 +31,7 @@ const (
 	callMayAdd
 	callMayRemove
 	callHashKV
+	callRoom
 )
 
 // healthyAfter is how long a member must have been connected to count for a
@@ -283,6 +284,8 @@ func (p *peers) Call(ctx context.Context, _ uint64, method byte, body []byte) ([
 		return nil, p.s.mayRemoveHere(id)
 	case callHashKV:
 		return p.s.hashHere(int64(id))
+	case callRoom:
+		return p.s.roomHere(), nil
 	}
 	return nil, fmt.Errorf("call %d is not known: use a newer edged", method)
 }

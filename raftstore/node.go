@@ -120,6 +120,7 @@ type node struct {
 	committed mvcc.Applied // what bbolt holds
 	ticking   *time.Ticker
 	removed   bool
+	rolled    uint64          // the log's segment that was seen last, while low
 	reign     context.Context // ends when this member stops leading: snapshots are sent in it
 	abdicate  context.CancelFunc
 
@@ -135,6 +136,7 @@ type node struct {
 	control   chan func(*consensus.Core)
 	durable   chan mvcc.Applied // from the committer to run
 	wantSync  chan struct{}     // from run to the committer
+	short     chan struct{}     // holds one: low was set
 	done      chan struct{}     // closed when run has ended
 	sending   sync.WaitGroup    // of snapshots
 	ctx       context.Context
@@ -143,6 +145,7 @@ type node struct {
 
 	commit atomic.Uint64
 	full   atomic.Bool // the disk is: writes are refused
+	low    atomic.Bool // it lacks room that is set aside for then; see room.go
 	seen   atomic.Pointer[view]
 	hang   *time.Timer // runs while run is at the disk
 	seeing sync.Mutex  // held while seen is replaced
@@ -175,7 +178,7 @@ func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *s
 		cfg: cfg, wal: log, log: logger, db: db, pins: map[uint64]uint64{}, waiting: map[uint64]*waiter{}, next: &readers{}, committed: db.Applied(),
 		proposals: make(chan uint64, maxBatch), reads: make(chan *waiter, maxBatch), inbox: make(chan *raftpb.Message, maxInbox),
 		snapshots: make(chan received), reports: make(chan report, 64), control: make(chan func(*consensus.Core)),
-		durable: make(chan mvcc.Applied, 1), wantSync: make(chan struct{}, 1), done: make(chan struct{}), slots: make(chan struct{}, 2),
+		durable: make(chan mvcc.Applied, 1), wantSync: make(chan struct{}, 1), short: make(chan struct{}, 1), done: make(chan struct{}), slots: make(chan struct{}, 2),
 	}
 	n.seen.Store(&view{changed: make(chan struct{})})
 	n.ctx, n.stop = context.WithCancel(context.Background())
@@ -519,18 +522,20 @@ func (n *node) process() (full bool, err error) {
 	err = n.core.Process()
 	n.hang.Stop()
 	if errors.Is(err, wal.ErrNoSpace) {
+		n.lackRoom(err)
 		if !n.full.Swap(true) {
-			n.log.Error("the disk is full: writes are refused until there is room", "err", err)
+			n.log.Error("what was set aside for a full disk is used up: this member answers reads only", "err", err)
 		}
-		n.letGo(ErrTimeout)
+		n.stall()
 		return true, nil
 	}
 	if err != nil {
 		return false, err
 	}
 	if n.full.Load() && n.db.Pending() <= maxPendingBytes && n.full.Swap(false) {
-		n.log.Info("the disk has room again: writes are accepted")
+		n.log.Info("the log can be written again")
 	}
+	n.look()
 	if leader := n.core.Leader(); leader != before && leader != 0 && n.asked != nil {
 		n.asked.age = retryReadTicks // the old leader may have got the question
 	}
@@ -541,10 +546,7 @@ func (n *node) process() (full bool, err error) {
 		return n.process()
 	}
 	if n.db.Pending() > commitBytes || n.core.LogEntries(n.committed.Index) > n.cfg.commitEntries {
-		select {
-		case n.wantSync <- struct{}{}:
-		default:
-		}
+		n.wish()
 	}
 	return false, nil
 }
@@ -717,6 +719,13 @@ func (n *node) commitLazily() {
 		}
 		applied := n.db.Applied()
 		if err := n.db.Commit(); err != nil {
+			if noRoom(err) {
+				n.lackRoom(err)
+				if n.makeRoom(ctx) {
+					n.wish()
+					continue
+				}
+			}
 			n.log.Error("the applied state was not written; the log still holds it", "err", err)
 			if n.db.Pending() > maxPendingBytes {
 				n.full.Store(true)
@@ -746,7 +755,11 @@ func (n *node) truncate(a mvcc.Applied) {
 			pin = index
 		}
 	}
-	if err := n.core.Truncate(a, n.cfg.catchUp, catchUpBytes, pin); err != nil {
+	catchUp := n.cfg.catchUp
+	if n.low.Load() {
+		catchUp = 0
+	}
+	if err := n.core.Truncate(a, catchUp, catchUpBytes, pin); err != nil {
 		n.log.Error("the log was not shortened", "err", err)
 	}
 }

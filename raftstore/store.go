@@ -55,6 +55,10 @@ type Config struct {
 	// Quota is how many bytes the state may take before writes are refused and
 	// the NOSPACE alarm is raised; 0 is no bound but the disk's.
 	Quota int64
+	// Spare lets a cluster go on without a member whose disk is full, as without one
+	// that is down, as long as the others can decide: the alarm is raised when they
+	// cannot. Without it the alarm is raised at once, as etcd's users expect.
+	Spare bool
 	// AuthToken says how users prove themselves, as etcd's --auth-token does;
 	// AuthTokenTTL and BcryptCost are etcd's, 0 for its defaults.
 	AuthToken    string
@@ -141,6 +145,7 @@ type Store struct {
 	counters *counters
 	urls     atomic.Pointer[[]string] // this member's own
 	moved    chan struct{}            // holds one: urls were replaced
+	forQuota atomic.Bool              // this member's NOSPACE alarm is for its quota
 	follow   atomic.Bool              // the membership follows urls
 	// cluster is 0 until a joining member knows it.
 	cluster atomic.Uint64
@@ -262,7 +267,7 @@ func (s *Store) start(ctx context.Context, exists bool) error {
 	var log *wal.Log
 	var content wal.Content
 	var err error
-	config := wal.Config{FS: s.disk, Dir: filepath.Join(s.cfg.Dir, "wal"), Logger: s.log}
+	config := wal.Config{FS: s.disk, Dir: filepath.Join(s.cfg.Dir, "wal"), Logger: s.log, Reserve: reserveSegments}
 	if exists {
 		if log, content, err = wal.Open(config); err != nil {
 			return err
@@ -304,6 +309,7 @@ func (s *Store) start(ctx context.Context, exists bool) error {
 	s.running.Go(s.node.commitLazily)
 	s.running.Go(func() { s.RunWhileLeader(s.ctx, s.lessor.run) })
 	s.running.Go(s.settle)
+	s.running.Go(s.keepRoom)
 	s.running.Go(func() { s.every(s.ctx, s.cfg.CheckEvery, s.checkNow) })
 	s.running.Go(func() { s.every(s.ctx, s.cfg.CheckCompactedEvery, (&compactions{s: s}).check) })
 	return nil
@@ -618,7 +624,7 @@ func (s *Store) Status() Status {
 	v := s.node.view()
 	st := Status{
 		ClusterID: s.ClusterID(), MemberID: s.member, Leader: v.leader, Term: v.term, AppliedIndex: s.db.Applied().Index, CommitIndex: s.node.commit.Load(),
-		NoSpace: s.node.full.Load(), IsLearner: s.IsLearner(),
+		NoSpace: s.node.full.Load() || s.node.low.Load(), IsLearner: s.IsLearner(),
 	}
 	st.Revision, st.Compacted = s.db.Revision()
 	st.SizeBytes, st.SizeBytesUsed = s.db.Size()

@@ -202,7 +202,7 @@ func (d *device) storeConfig() raftstore.Config {
 	cfg := raftstore.Config{
 		Dir: filepath.Join(d.cfg.dataDir, "store"), Name: d.cfg.nodeName, Logger: d.log,
 		Network:  &raftstore.Network{Listener: tls.NewListener(d.ports.peer, d.identity.PeerServerTLS()), Dial: d.dialPeer},
-		PeerURLs: d.peerURLs(), Join: len(d.cluster.Members) > 0, Hints: d.joinHints(),
+		PeerURLs: d.peerURLs(), Join: len(d.cluster.Members) > 0, Hints: d.joinHints(), Spare: true,
 		// An address that nobody else can use must not take the place of one that
 		// is only late.
 		FollowAddress:  !d.nodeIP.IsLoopback(),

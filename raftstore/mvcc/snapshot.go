@@ -77,7 +77,7 @@ func open(path string) (*bolt.DB, error) {
 		return nil, err
 	}
 	// The file grows in steps of this; bbolt would take 16 MB at once.
-	b.AllocSize = 1 << 20
+	b.AllocSize = 512 << 10
 	return b, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"math/rand/v2"
 	"path"
 	"slices"
@@ -134,6 +135,9 @@ func (m *Mem) List(dir string) ([]string, error) {
 	slices.Sort(names)
 	return names, nil
 }
+
+// Room is part of FS: there is no end of it.
+func (m *Mem) Room(string) (int64, error) { return math.MaxInt64, nil }
 
 // SyncDir is part of FS. Names become durable in the order of their changes, as
 // with a journal: those of dir, and with them all that were changed before.
@@ -265,6 +269,10 @@ func (f *memFile) Sync(op string, _ bool) error {
 	}
 	f.n.writes = nil
 	return nil
+}
+
+func (f *memFile) Allocate(op string, size int64) error {
+	return f.WriteAt(op, make([]byte, size), 0)
 }
 
 func (f *memFile) Size() (int64, error) { return int64(len(f.n.data)), nil }

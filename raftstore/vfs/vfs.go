@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,6 +19,9 @@ type File interface {
 	// Sync makes content and size durable, not the name. With dataOnly the
 	// size must be durable already.
 	Sync(op string, dataOnly bool) error
+	// Allocate gives a new file size bytes that read as zeros, and the room on the
+	// disk that they will take.
+	Allocate(op string, size int64) error
 	Size() (int64, error)
 }
 
@@ -32,6 +36,8 @@ type FS interface {
 	List(dir string) ([]string, error)
 	// SyncDir makes the names in a folder durable.
 	SyncDir(op, dir string) error
+	// Room is how many bytes the disk that holds dir has left.
+	Room(dir string) (int64, error)
 }
 
 // OS is the machine's file system.
@@ -62,6 +68,15 @@ func (OS) Remove(_, path string) error { return os.Remove(path) }
 // SyncDir is part of FS.
 func (OS) SyncDir(_, dir string) error { return atomicfile.SyncDir(dir) }
 
+// Room is part of FS.
+func (OS) Room(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil //nolint:unconvert // their widths differ between machines
+}
+
 // List is part of FS.
 func (OS) List(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
@@ -87,6 +102,22 @@ func (f osFile) Sync(_ string, dataOnly bool) error {
 		return f.File.Sync()
 	}
 	return unix.Fdatasync(int(f.Fd()))
+}
+
+// Allocate is part of File. Where the file system cannot set room aside, it is
+// written.
+func (f osFile) Allocate(op string, size int64) error {
+	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	zeros := make([]byte, 64<<10)
+	for at := int64(0); at < size; at += int64(len(zeros)) {
+		if err := f.WriteAt(op, zeros[:min(int64(len(zeros)), size-at)], at); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (f osFile) Size() (int64, error) {

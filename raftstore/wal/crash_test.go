@@ -21,7 +21,7 @@ import (
 var silent = slog.New(slog.DiscardHandler)
 
 func testConfig(fs vfs.FS) Config {
-	return Config{FS: fs, Dir: "/wal", Logger: silent, SegmentBytes: 4096}
+	return Config{FS: fs, Dir: "/wal", Logger: silent, SegmentBytes: 4096, Reserve: 1}
 }
 
 // twin is what the log must hold, without files: everything since the last

@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"go.etcd.io/raft/v3/raftpb"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"edged/raftstore/vfs"
@@ -105,6 +104,8 @@ type Log struct {
 	snap    Snapshot
 	spent   []segment
 	free    []string // files to recycle
+	spare   []string // files of zeros for when the disk is full
+	reserve int      // how many there should be
 	buf     []byte
 	raw     []byte // entries to be packed
 	failed  error  // a write or sync that failed: nothing may follow it
@@ -117,13 +118,15 @@ type Config struct {
 	Logger *slog.Logger
 	// SegmentBytes is the size of a segment, 0 for 1 MiB.
 	SegmentBytes int64
+	// Reserve is how many segments are set aside for a full disk: see Log.Low.
+	Reserve int
 }
 
 func (c Config) log() *Log {
 	if c.SegmentBytes == 0 {
 		c.SegmentBytes = segmentBytes
 	}
-	return &Log{dir: c.Dir, fs: c.FS, log: c.Logger, segment: c.SegmentBytes, state: &raftpb.HardState{}}
+	return &Log{dir: c.Dir, fs: c.FS, log: c.Logger, segment: c.SegmentBytes, reserve: c.Reserve, state: &raftpb.HardState{}}
 }
 
 // Create makes an empty log for a new member, where there must be none.
@@ -136,7 +139,11 @@ func Create(c Config, member uint64) (*Log, error) {
 	if err := l.roll(l.segment); err != nil {
 		return nil, err
 	}
-	return l, l.sync()
+	if err := l.sync(); err != nil {
+		return nil, err
+	}
+	l.reserveAtStart()
+	return l, nil
 }
 
 // Exists reports whether dir holds a log.
@@ -197,6 +204,7 @@ func Open(cfg Config) (*Log, Content, error) {
 			return nil, c, err
 		}
 	}
+	l.reserveAtStart()
 	c.MemberID, c.State, c.Snapshot = l.member, l.state, l.snap
 	return l, c, nil
 }
@@ -213,9 +221,17 @@ func (l *Log) removeStale() {
 			continue
 		}
 		path := pathpkg.Join(l.dir, f)
-		if strings.HasSuffix(f, freeSuffix) && len(l.free) < maxFree {
+		keep := &l.free
+		most := maxFree
+		switch {
+		case strings.HasSuffix(f, spareSuffix):
+			keep, most = &l.spare, l.reserve
+		case !strings.HasSuffix(f, freeSuffix):
+			most = 0
+		}
+		if len(*keep) < most {
 			if size, err := l.sizeOf(path); err == nil && size == l.segment {
-				l.free = append(l.free, path)
+				*keep = append(*keep, path)
 				continue
 			}
 		}
@@ -454,8 +470,8 @@ func (l *Log) endRecord(at int) {
 }
 
 // Append makes a batch durable: when it returns nil, it is on disk. state may
-// be nil for no change. After [ErrNoSpace] nothing was written and the same
-// batch may be appended again; any other error is final.
+// be nil for no change. After [ErrNoSpace] the same batch, and no other, may be
+// appended again; any other error is final.
 func (l *Log) Append(state *raftpb.HardState, entries []*raftpb.Entry) error {
 	if l.failed != nil {
 		return l.failed
@@ -468,7 +484,15 @@ func (l *Log) Append(state *raftpb.HardState, entries []*raftpb.Entry) error {
 		need += proto.Size(e) + headerBytes + 8
 	}
 	if l.at+int64(need) > l.size {
-		if err := l.roll(max(l.segment, int64(need)+headRoom)); err != nil {
+		size := max(l.segment, int64(need)+headRoom)
+		err := l.roll(size)
+		if errors.Is(err, ErrNoSpace) && size > l.segment {
+			if len(entries) > 1 {
+				return l.appendInParts(state, entries)
+			}
+			err = l.squeeze(size)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -572,7 +596,7 @@ func (l *Log) roll(size int64) error {
 	}
 	tmp := l.path(seq) + ".tmp"
 	f, recycled, err := l.blank(tmp, size)
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if full(err) {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
 	if err != nil {
@@ -630,31 +654,6 @@ func (l *Log) enter(f vfs.File, recycled bool, tmp string, seq uint64, size int6
 		return fmt.Errorf("name a segment of the log: %w", err)
 	}
 	return l.fs.SyncDir("wal.name", l.dir)
-}
-
-// blank makes a file of size bytes: a recycled one with what it holds, if there is
-// one that fits, or one full of zeros.
-func (l *Log) blank(path string, size int64) (f vfs.File, recycled bool, err error) {
-	if n := len(l.free); n > 0 && size == l.segment {
-		free := l.free[n-1]
-		l.free = l.free[:n-1]
-		if err := l.fs.Rename("wal.recycle", free, path); err != nil {
-			return nil, false, err
-		}
-		f, err := l.fs.Open("wal.recycle", path, false)
-		return f, true, err
-	}
-	if f, err = l.fs.Open("wal.blank", path, true); err != nil {
-		return nil, false, err
-	}
-	zeros := make([]byte, 64<<10)
-	for at := int64(0); at < size; at += int64(len(zeros)) {
-		n := min(int64(len(zeros)), size-at)
-		if err := f.WriteAt("wal.blank", zeros[:n], at); err != nil {
-			return nil, false, errors.Join(err, f.Close(), l.fs.Remove("wal.blank", path))
-		}
-	}
-	return f, false, nil
 }
 
 func (l *Log) encodeSnapshot() { l.encodePlace(kindSnapshot, l.snap) }

@@ -218,6 +218,13 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal("400 MB were acknowledged on a disk of 192 MB")
 	}
 	t.Logf("after %d writes: %v", len(acknowledged), refusal)
+	if _, err := client.List(ctx, metav1.ListOptions{Limit: 10}); err != nil {
+		t.Errorf("reading on a full disk: %v", err)
+	}
+	if err := client.Delete(ctx, "before", metav1.DeleteOptions{}); err != nil {
+		t.Errorf("deleting on a full disk: %v", err)
+	}
+	delete(acknowledged, "before")
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}

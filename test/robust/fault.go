@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -157,11 +156,14 @@ func diskFull(ctx context.Context, c *cluster, draw *rand.Rand, clients *client.
 	if err := fill(ballast); err != nil {
 		return err
 	}
-	if err := m.useUp(ctx, clients); err != nil {
+	if err := m.useUp(ctx, draw, clients); err != nil {
 		return err
 	}
 	wait(ctx, 1500*time.Millisecond)
 	err := m.readable(ctx)
+	if c.plain {
+		err = errors.Join(err, c.alarmed(ctx))
+	}
 	if err := errors.Join(err, os.Remove(ballast), m.revive()); err != nil {
 		return err
 	}
@@ -174,16 +176,19 @@ func diskFull(ctx context.Context, c *cluster, draw *rand.Rand, clients *client.
 // useUp writes large values at a member until it refuses one, a part of what the
 // checkers judge: a server sets room aside for its log, which small ones would
 // not use up for long.
-func (m *member) useUp(ctx context.Context, clients *client.ClientSet) error {
+func (m *member) useUp(ctx context.Context, draw *rand.Rand, clients *client.ClientSet) error {
 	cl, err := clients.NewClient([]string{m.endpoint()})
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
-	pad := strings.Repeat("x", 256<<10)
+	pad := make([]byte, 256<<10)
+	for i := range pad {
+		pad[i] = byte('a' + draw.IntN(26)) // nothing that a log could pack well
+	}
 	for i := range 64 {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		_, err := cl.Put(ctx, "ballast", fmt.Sprint(i, pad))
+		_, err := cl.Put(ctx, "ballast", fmt.Sprint(i, string(pad)))
 		cancel()
 		if err != nil {
 			break
@@ -232,7 +237,24 @@ func (m *member) readable(ctx context.Context) error {
 	})
 }
 
-// disarm takes back alarms until there are none.
+// alarmed says that the members tell of a full disk.
+func (c *cluster) alarmed(ctx context.Context) error {
+	cl, err := dial(c.endpoints()...)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	return until(ctx, "no alarm tells of the full disk", func(ctx context.Context) error {
+		list, err := cl.AlarmList(ctx)
+		if err == nil && len(list.Alarms) == 0 {
+			err = errors.New("there is none")
+		}
+		return err
+	})
+}
+
+// disarm takes back alarms until there are none: an edged does it by itself, but for
+// those of a member that was killed meanwhile.
 func (c *cluster) disarm(ctx context.Context) error {
 	cl, err := dial(c.endpoints()...)
 	if err != nil {
