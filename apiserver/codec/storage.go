@@ -12,6 +12,9 @@ import (
 // magic begins every protobuf value that kube-apiserver stores.
 var magic = []byte("k8s\x00")
 
+// encrypted begins every value that Kubernetes' encryption at rest has sealed.
+var encrypted = []byte("k8s:enc:")
+
 // Kind encodes and decodes the objects of one kind, in its storage version.
 type Kind struct {
 	GVK schema.GroupVersionKind
@@ -83,6 +86,9 @@ func (k *Kind) Decode(data []byte) (runtime.Object, error) {
 func (k *Kind) decodeOther(data []byte) (runtime.Object, error) {
 	var obj runtime.Object
 	var err error
+	if bytes.HasPrefix(data, encrypted) {
+		return nil, fmt.Errorf("decoding %s: it is sealed, and this device cannot open it (`edged secrets status`)", k.GVK.Kind)
+	}
 	if bytes.HasPrefix(data, magic) {
 		obj, _, err = protobuf.NewSerializer(Scheme(), Scheme()).Decode(data, nil, nil)
 	} else {

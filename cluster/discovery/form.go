@@ -41,6 +41,8 @@ type Form struct {
 	Port, PeerPort uint16
 	Expect, Voters int
 	PeerURLs       func() []string
+	// PublicKey is join.Request's.
+	PublicKey []byte
 	// Found makes keys for a cluster.
 	Found func() (*Genesis, error)
 }
@@ -260,7 +262,7 @@ func (f *forming) join() {
 		return
 	}
 	f.joining = true
-	req := join.Request{NodeName: f.cfg.Name, PeerURLs: f.cfg.PeerURLs()}
+	req := join.Request{NodeName: f.cfg.Name, PeerURLs: f.cfg.PeerURLs(), PublicKey: f.cfg.PublicKey}
 	f.running.Go(func() {
 		answer, err := askToJoin(f.ctx, c.where(), f.key, f.id, req)
 		select {

@@ -52,11 +52,16 @@ func Exists(dir string) (bool, error) {
 	return err == nil, err
 }
 
-// Install makes dir an identity of the cluster that s is of. It is there whole
-// or not at all; an identity that is there already is not replaced.
-func Install(dir string, s Shared) error {
+// Install makes dir an identity of the cluster that s is of, with key as the
+// device's own. It is there whole or not at all; an identity that is there already is
+// not replaced.
+func Install(dir string, s Shared, key DeviceKey) error {
 	if there, err := Exists(dir); err != nil || there {
 		return errors.Join(err, fmt.Errorf("%s is there already: this device is of a cluster; `edged reset` makes it forget that", dir))
+	}
+	own, err := encodeKey(key.key)
+	if err != nil {
+		return err
 	}
 	staging := dir + ".new"
 	if err := errors.Join(os.RemoveAll(staging), os.MkdirAll(staging, 0o700)); err != nil {
@@ -66,7 +71,7 @@ func Install(dir string, s Shared) error {
 		name string
 		data []byte
 		mode os.FileMode
-	}{{caKeyFile, s.CAKey, 0o600}, {caCertFile, s.CA, 0o644}, {"sa.key", s.ServiceAccountKey, 0o600}} {
+	}{{caKeyFile, s.CAKey, 0o600}, {caCertFile, s.CA, 0o644}, {"sa.key", s.ServiceAccountKey, 0o600}, {deviceKeyFile, own, 0o600}} {
 		if err := atomicfile.Write(filepath.Join(staging, f.name), f.data, f.mode); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -55,7 +56,7 @@ type Config struct {
 type Identity struct {
 	cfg Config
 	sa  crypto.Signer
-	key crypto.Signer
+	key *ecdsa.PrivateKey         // the device's
 	ca  atomic.Pointer[authority] // stored with mu held
 
 	mu sync.Mutex
@@ -78,7 +79,7 @@ func Open(cfg Config) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := loadOrMakeKey(filepath.Join(cfg.Dir, "device.key"))
+	key, err := loadOrMakeKey(filepath.Join(cfg.Dir, deviceKeyFile))
 	if err != nil {
 		return nil, err
 	}

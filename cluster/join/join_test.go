@@ -121,10 +121,10 @@ func TestJoin(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "pki")
 	shared := identity.Shared{CA: answer.CA, CAKey: answer.CAKey, ServiceAccountKey: answer.ServiceAccountKey}
-	if err := identity.Install(dir, shared); err != nil {
+	if err := identity.Install(dir, shared, deviceKey(t)); err != nil {
 		t.Fatal(err)
 	}
-	if err := identity.Install(dir, shared); err == nil {
+	if err := identity.Install(dir, shared, deviceKey(t)); err == nil {
 		t.Error("an identity was replaced")
 	}
 	second, err := identity.Open(identity.Config{Dir: dir, NodeName: "second", Now: time.Now})
@@ -307,4 +307,13 @@ func FuzzParseToken(f *testing.F) {
 			t.Errorf("%q is read back as %v, %v", parsed, again, err)
 		}
 	})
+}
+
+func deviceKey(t *testing.T) identity.DeviceKey {
+	t.Helper()
+	key, err := identity.NewDeviceKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }

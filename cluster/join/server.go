@@ -32,6 +32,9 @@ type Request struct {
 	Secret   string   `json:"secret"`
 	NodeName string   `json:"nodeName"`
 	PeerURLs []string `json:"peerURLs"`
+	// PublicKey is what the cluster's Secrets are to be readable with; older
+	// devices tell none.
+	PublicKey []byte `json:"publicKey,omitempty"`
 }
 
 // Member is one that the joining device will find.

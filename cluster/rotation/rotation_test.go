@@ -79,7 +79,7 @@ func (c *cluster) add(name string) *device {
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		if err := identity.Install(filepath.Join(d.dir, "pki"), shared); err != nil {
+		if err := identity.Install(filepath.Join(d.dir, "pki"), shared, deviceKey(c.t)); err != nil {
 			c.t.Fatal(err)
 		}
 	}
@@ -338,4 +338,13 @@ func TestDamagedSuccessorIsRefused(t *testing.T) {
 			t.Errorf("%s: %v, want an error and no change", name, err)
 		}
 	}
+}
+
+func deviceKey(t *testing.T) identity.DeviceKey {
+	t.Helper()
+	key, err := identity.NewDeviceKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }

@@ -83,8 +83,11 @@ type access struct {
 func (d *device) openAPI() (err error) {
 	c := d.cfg
 	counts := newMetrics()
+	if err := d.openSeals(counts.countWrites(registry.FromRaft(d.store))); err != nil {
+		return err
+	}
 	d.registry, err = registry.New(registry.Config{
-		Store: counts.countWrites(registry.FromRaft(d.store)), Logger: d.log,
+		Store: d.seals.Wrap(), Logger: d.log,
 		Kinds: kinds.All(kinds.Config{ServiceCIDRs: c.parsed.serviceCIDRs, ClusterCIDRs: c.parsed.clusterCIDRs}),
 	})
 	if err != nil {

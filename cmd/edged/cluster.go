@@ -159,7 +159,13 @@ func (d *device) join(ctx context.Context) (*clusterFile, error) {
 		return nil, err
 	}
 	d.log.Info("joining", "cluster", strings.Join(c.join, ","), "address", d.nodeIP)
-	answer, err := join.Client{Addrs: c.join, Token: c.parsed.token, Logger: d.log}.Join(ctx, join.Request{NodeName: c.nodeName, PeerURLs: d.peerURLs()})
+	key, public, err := newDeviceKey()
+	if err != nil {
+		return nil, err
+	}
+	answer, err := join.Client{Addrs: c.join, Token: c.parsed.token, Logger: d.log}.Join(ctx, join.Request{
+		NodeName: c.nodeName, PeerURLs: d.peerURLs(), PublicKey: public,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +173,7 @@ func (d *device) join(ctx context.Context) (*clusterFile, error) {
 	if err := f.write(c.dataDir); err != nil {
 		return nil, err
 	}
-	return f, identity.Install(d.pkiDir(), identity.Shared{CA: answer.CA, CAKey: answer.CAKey, ServiceAccountKey: answer.ServiceAccountKey})
+	return f, identity.Install(d.pkiDir(), identity.Shared{CA: answer.CA, CAKey: answer.CAKey, ServiceAccountKey: answer.ServiceAccountKey}, key)
 }
 
 // waitForAddress waits until others can reach this device.
@@ -263,6 +269,11 @@ func (d *device) admit(ctx context.Context, req join.Request) (join.Answer, erro
 			return join.Answer{}, &join.RequestError{Reason: fmt.Sprintf("the peer address %q is none", p)}
 		}
 	}
+	if sealing, err := d.seals.Sealing(ctx); err != nil {
+		return join.Answer{}, err
+	} else if sealing && len(req.PublicKey) == 0 {
+		return join.Answer{}, &join.RequestError{Reason: "this edged is too old for the cluster: it could not read its Secrets"}
+	}
 	list, err := d.store.MemberList(ctx, &pb.MemberListRequest{Linearizable: true})
 	if err != nil {
 		return join.Answer{}, err
@@ -287,6 +298,9 @@ func (d *device) admit(ctx context.Context, req join.Request) (join.Answer, erro
 		}
 	}
 	if list, err = d.store.MemberList(ctx, &pb.MemberListRequest{Linearizable: true}); err != nil {
+		return join.Answer{}, err
+	}
+	if err := d.admitToSecrets(ctx, req, list.Members); err != nil {
 		return join.Answer{}, err
 	}
 	shared, err := d.identity.Share()

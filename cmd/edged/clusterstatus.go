@@ -43,17 +43,19 @@ type deviceStatus struct {
 	// Lag is how many entries of the log it has yet to apply.
 	Lag uint64 `json:"lag"`
 	// ClockOffset is how far its clock is ahead of this device's.
-	ClockOffset  time.Duration `json:"clockOffsetNanoseconds"`
-	DiskBytes    int64         `json:"diskBytes,omitempty"`
-	DiskFree     int64         `json:"diskFreeBytes,omitempty"`
-	MemoryBytes  int64         `json:"memoryBytes,omitempty"`
-	MemoryFree   int64         `json:"memoryFreeBytes,omitempty"`
-	Containers   int           `json:"containers"`
-	NoSpace      bool          `json:"diskFull,omitempty"`
-	Time         time.Time     `json:"time,omitzero"`
-	CommitIndex  uint64        `json:"commitIndex,omitempty"`
-	RunsPods     bool          `json:"runsPods"`
-	UnknownCause string        `json:"cause,omitempty"` // why it was not reached
+	ClockOffset time.Duration `json:"clockOffsetNanoseconds"`
+	DiskBytes   int64         `json:"diskBytes,omitempty"`
+	DiskFree    int64         `json:"diskFreeBytes,omitempty"`
+	MemoryBytes int64         `json:"memoryBytes,omitempty"`
+	MemoryFree  int64         `json:"memoryFreeBytes,omitempty"`
+	Containers  int           `json:"containers"`
+	NoSpace     bool          `json:"diskFull,omitempty"`
+	Time        time.Time     `json:"time,omitzero"`
+	CommitIndex uint64        `json:"commitIndex,omitempty"`
+	RunsPods    bool          `json:"runsPods"`
+	// ReadsSealed says that its daemon reads sealed Secrets.
+	ReadsSealed  bool   `json:"readsSealed,omitempty"`
+	UnknownCause string `json:"cause,omitempty"` // why it was not reached
 }
 
 // clusterStatus is `edged status`: this device's own, and the cluster's.
@@ -74,7 +76,7 @@ func (d *device) deviceStatus() deviceStatus {
 	st, own := d.store.Status(), d.status()
 	s := deviceStatus{
 		Reached: true, Version: version, AppliedIndex: st.AppliedIndex, CommitIndex: st.CommitIndex, NoSpace: st.NoSpace,
-		Containers: own.Containers, RunsPods: own.RunsPods, MemoryBytes: own.MemoryBytes, Time: time.Now(),
+		Containers: own.Containers, RunsPods: own.RunsPods, MemoryBytes: own.MemoryBytes, Time: time.Now(), ReadsSealed: true,
 	}
 	if r, err := nodestatus.RoomOf(d.cfg.dataDir); err == nil {
 		s.DiskBytes, s.DiskFree, s.MemoryFree = r.Disk, r.DiskFree, r.MemoryAvailable

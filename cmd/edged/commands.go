@@ -13,6 +13,7 @@ func commands() map[string]command {
 		"member":     {"list, remove and promote the devices of the cluster", runMember},
 		"reset":      {"remove everything that edged made on this machine", runReset},
 		"run":        {"start this device", runRun},
+		"secrets":    {"tell how Secrets are sealed, give them another key, export and import keys", runSecrets},
 		"snapshot":   {"save the cluster's state to a file, and restore it", runSnapshot},
 		"status":     {"show this device", runStatus},
 		"store":      {"run the store alone, in the place of an etcd", runStore},

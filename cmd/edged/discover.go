@@ -86,6 +86,10 @@ func (d *device) form(ctx context.Context) (*clusterFile, error) {
 	if !ok {
 		return nil, fmt.Errorf("--discovery: the API's port is a %T", d.ports.api)
 	}
+	key, public, err := newDeviceKey()
+	if err != nil {
+		return nil, err
+	}
 	out, err := d.discovery.Form(ctx, discovery.Form{
 		Dir: c.dataDir, Listener: listener,
 		Name: c.nodeName, Port: c.parsed.api.Port(), PeerPort: c.parsed.peer.Port(), Expect: c.bootstrapExpect, Voters: c.voters,
@@ -95,7 +99,7 @@ func (d *device) form(ctx context.Context) (*clusterFile, error) {
 			}
 			return d.peerURLs()
 		},
-		Found: d.genesis,
+		PublicKey: public, Found: d.genesis,
 	})
 	if err != nil {
 		return nil, err
@@ -113,7 +117,7 @@ func (d *device) form(ctx context.Context) (*clusterFile, error) {
 	if err := f.write(c.dataDir); err != nil {
 		return nil, err
 	}
-	return f, identity.Install(d.pkiDir(), shared)
+	return f, identity.Install(d.pkiDir(), shared, key)
 }
 
 // genesis makes the keys of a new cluster, away from those of this device's own.

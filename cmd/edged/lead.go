@@ -39,6 +39,7 @@ func (d *device) lead(ctx context.Context) error {
 			return
 		}
 		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return d.leadSeals(ctx) })
 		g.Go(func() error { return d.balanceVoters(ctx) })
 		g.Go(func() error { return d.leadRollout(ctx) })
 		g.Go(func() error {

@@ -28,6 +28,7 @@ import (
 	"edged/cluster/discovery"
 	"edged/cluster/identity"
 	"edged/cluster/join"
+	"edged/cluster/seal"
 	"edged/net/announce"
 	"edged/raftstore"
 	"edged/runtime/engine"
@@ -91,6 +92,7 @@ type device struct {
 	discovery *discovery.Discovery
 	kubelets  *http.Transport // to the kubelet APIs of the others
 	store     *raftstore.Store
+	seals     *seal.Keys // of the Secrets in the store
 	registry  *registry.Registry
 	access    access
 	api       *apiserver.Server
@@ -220,6 +222,7 @@ func (d *device) run(ctx context.Context) error {
 	g.Go(func() error { return d.watchStore(ctx) })
 	g.Go(func() error { return d.identity.Run(ctx) })
 	g.Go(func() error { return d.rotation().Run(ctx) })
+	g.Go(func() error { return d.seals.Run(ctx) })
 	g.Go(func() error { return d.followCA(ctx) })
 	g.Go(func() error { return d.announcer.Run(ctx) })
 	d.events = recorder.New(d.registry, "kubelet", d.cfg.nodeName, d.log)

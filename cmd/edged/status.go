@@ -64,6 +64,7 @@ func (d *device) controlHandlers(mux *http.ServeMux) {
 	controlTokens(mux, join.NewTokens(d.registry, d.identity.CA, time.Now))
 	d.controlMembers(mux)
 	d.controlCA(mux)
+	d.controlSecrets(mux)
 	d.controlRestart(mux)
 	d.controlRollout(mux)
 	controlImages(mux, lateEngine{d})

@@ -67,7 +67,7 @@ func newCluster(t *testing.T, n int) (*registry.Registry, []*device) {
 		d := &device{name: fmt.Sprintf("d%d", i), id: first}
 		if i > 1 {
 			dir := filepath.Join(t.TempDir(), "pki")
-			if err := identity.Install(dir, shared); err != nil {
+			if err := identity.Install(dir, shared, deviceKey(t)); err != nil {
 				t.Fatal(err)
 			}
 			d.id = newIdentity(t, dir, d.name)
@@ -441,4 +441,13 @@ func TestBrokenDevices(t *testing.T) {
 			t.Errorf("%s: %v", dev.name, err)
 		}
 	}
+}
+
+func deviceKey(t *testing.T) identity.DeviceKey {
+	t.Helper()
+	key, err := identity.NewDeviceKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }

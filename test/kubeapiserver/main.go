@@ -5,8 +5,8 @@
 //
 // On the first it makes, reads and deletes objects with kubectl. On the second it
 // also has to list every object that edged itself stored, the same ones with the
-// same identity and revision, and edged what the kube-apiserver stores: keys and
-// encoding are the same, or one of them sees nothing. At the end etcdctl and etcdutl,
+// same identity and revision, and edged what the kube-apiserver stores: keys,
+// encoding and the sealing of Secrets are the same, or one of them sees nothing. At the end etcdctl and etcdutl,
 // beside the kube-apiserver, have to agree with edged on snapshots of the device.
 // `make test-kube-apiserver` builds what it needs.
 package main
@@ -372,8 +372,15 @@ func (p *place) onDevice() error {
 			return fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, out)
 		}
 	}
+	keys, err := p.d.Edged("secrets", "export", "--run-dir", p.d.RunDir())
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(p.file("keys.yaml"), []byte(keys), 0o600); err != nil {
+		return err
+	}
 	const port = 8443
-	api, err := p.serve("beside", port, "--etcd-servers=https://127.0.0.1:2379", "--etcd-cafile="+p.pki("ca.crt"),
+	api, err := p.serve("beside", port, "--encryption-provider-config="+p.file("keys.yaml"), "--etcd-servers=https://127.0.0.1:2379", "--etcd-cafile="+p.pki("ca.crt"),
 		"--etcd-certfile="+p.file("admin.crt"), "--etcd-keyfile="+p.file("admin.key"))
 	if err != nil {
 		return err
@@ -385,16 +392,23 @@ func (p *place) onDevice() error {
 	if err := p.tour(port, "beside"); err != nil {
 		return err
 	}
-	if out, err := p.kubectl(port, "-n", "default", "create", "configmap", "theirs", "--from-literal=a=b"); err != nil {
-		return fmt.Errorf("%w: %s", err, out)
-	}
-	return until("edged to see what the kube-apiserver stored", func() error {
-		out, err := p.kubectl(0, "-n", "default", "get", "configmap", "theirs", "-o", "jsonpath={.data.a}")
-		if err == nil && out != "b" {
-			err = fmt.Errorf("it holds %q", out)
+	for _, kind := range []string{"configmap", "secret generic"} {
+		args := append(append([]string{"-n", "default", "create"}, strings.Fields(kind)...), "theirs", "--from-literal=a=b")
+		if out, err := p.kubectl(port, args...); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
 		}
-		return err
-	})
+		err := until("edged to see what the kube-apiserver stored", func() error {
+			out, err := p.kubectl(0, "-n", "default", "get", strings.Fields(kind)[0], "theirs", "-o", "jsonpath={.data.a}")
+			if err == nil && out != "b" && out != "Yg==" {
+				err = fmt.Errorf("it holds %q", out)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // changing are kinds whose objects move while two lists are compared.
