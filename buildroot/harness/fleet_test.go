@@ -1,8 +1,10 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,14 +14,15 @@ import (
 )
 
 // TestFleet gives three machines the same card: they become one cluster, run a
-// Pod each, lose one and go on.
+// Pod each, lose one and go on, and have it back. Then all get another system, one
+// after the other, and one that is broken, which the first refuses for all.
 func TestFleet(t *testing.T) {
 	if os.Getenv("EDGED_FLEET") == "" {
 		t.Skip("EDGED_FLEET is not set: three machines at once take minutes")
 	}
 	const secret = "a long and random text of this fleet"
 	card := Options{
-		Board: "rpi", MemoryMB: 256, Preload: []string{helloArchive(t, "arm64")}, Fleet: NewFleet(t, 3),
+		Board: "rpi", MemoryMB: 384, Preload: []string{helloArchive(t, "arm64")}, Fleet: NewFleet(t, 3),
 		Config: "cluster: home\nsecret: " + secret + "\nbootstrap-expect: 3\nkubeconfig: boot\nlabels: {room: cellar}\n",
 	}
 	var machines []*Machine
@@ -82,4 +85,108 @@ func TestFleet(t *testing.T) {
 	})
 	b.PodPhase("on-"+names[1], "Running", wide)
 	t.Logf("and without the first after %v", time.Since(began).Round(time.Second))
+
+	machines[0].On()
+	want(b, slices.Clone(names))
+	b.PodPhase("on-"+names[0], "Running", wide)
+	t.Logf("and with it again after %v", time.Since(began).Round(time.Second))
+
+	rollSystems(t, machines, b)
+	t.Logf("upgraded after %v", time.Since(began).Round(time.Second))
+	refuseSystem(t, machines, b)
+	want(b, slices.Clone(names))
+	t.Logf("a broken upgrade refused after %v", time.Since(began).Round(time.Second))
+}
+
+// web is a Deployment that a budget keeps from being away as a whole.
+const web = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web"},"spec":{"replicas":2,"selector":{"matchLabels":{"app":"web"}},
+"template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"name":"c","image":"example.org/hello:v1","imagePullPolicy":"Never"}]}}}}
+{"apiVersion":"policy/v1","kind":"PodDisruptionBudget","metadata":{"name":"web"},"spec":{"minAvailable":1,"selector":{"matchLabels":{"app":"web"}}}}`
+
+// rollSystems has all machines take another system, from the slot they are in to
+// the other, a Deployment being there all the time.
+func rollSystems(t *testing.T, machines []*Machine, a *API) {
+	t.Helper()
+	if _, err := a.Kubectl(web, "create", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	available := func() (string, error) {
+		return a.Kubectl("", "get", "deployment", "web", "-o", "jsonpath={.status.availableReplicas}")
+	}
+	poll(t, wide, "the Deployment", func() error {
+		n, err := available()
+		if err == nil && n != "2" {
+			err = fmt.Errorf("%q of 2 are available", n)
+		}
+		return err
+	})
+	upgrade(t, a, "all", nextUpgrade(t, "rpi", filepath.Join(os.Getenv("EDGED_IMAGES"), "edged-rpi.upgrade")), "--cluster")
+	for left := slices.Clone(machines); len(left) > 0; {
+		var m *Machine
+		poll(t, 2*wide, "a machine to restart", func() error {
+			if i := slices.IndexFunc(left, func(m *Machine) bool { return m.Has(`edged-init: reboot 0 tryboot`) }); i >= 0 {
+				m = left[i]
+				left = slices.Delete(left, i, i+1)
+				return nil
+			}
+			return errors.New("none has")
+		})
+		if n, err := available(); err == nil && n != "1" && n != "2" {
+			t.Errorf("while %s restarts %q of 2 replicas are available", m.Name(wide), n)
+		}
+		out, err := a.Kubectl("", "get", "pods", "-l", "app=web", "--field-selector", "spec.nodeName="+m.Name(wide), "-o", "name")
+		if err == nil && out != "" {
+			t.Errorf("%s restarts and was not drained: %s", m.Name(wide), out)
+		}
+		m.Restarted(0, wide)
+		m.WaitFor(0, "edged-init: slot b is kept", wide)
+		t.Logf("%s has it", m.Name(wide))
+	}
+	phase(t, a, "done")
+	out, err := a.Kubectl("", "get", "nodes", "-o", "jsonpath={.items[*].spec.unschedulable}")
+	if err != nil || out != "" {
+		t.Errorf("after the upgrade a device is cordoned: %q, %v", out, err)
+	}
+}
+
+// refuseSystem has the first machine come back from a system that does not start:
+// no other is touched.
+func refuseSystem(t *testing.T, machines []*Machine, a *API) {
+	t.Helper()
+	var marks []int
+	for _, m := range machines {
+		marks = append(marks, m.Mark())
+	}
+	upgrade(t, a, "broken", brokenUpgrade(t, "rpi", filepath.Join(os.Getenv("EDGED_IMAGES"), "edged-rpi.upgrade")), "--cluster")
+	first := -1
+	poll(t, 2*wide, "a machine to restart", func() error {
+		for i, m := range machines {
+			if m.HasSince(marks[i], `edged-init: reboot 0 tryboot`) {
+				first = i
+				return nil
+			}
+		}
+		return errors.New("none has")
+	})
+	machines[first].Restarted(marks[first], wide) // into slot a, whose kernel finds no root
+	machines[first].Ended(wide)
+	machines[first].On()
+	phase(t, a, "stopped")
+	for i, m := range machines {
+		if i != first && m.HasSince(marks[i], `edged-init: reboot`) {
+			t.Errorf("%s restarted although %s had come back with its old system", m.Name(wide), machines[first].Name(wide))
+		}
+	}
+}
+
+// phase waits until the rolling upgrade is in a phase.
+func phase(t *testing.T, a *API, want string) {
+	t.Helper()
+	poll(t, 2*wide, "the upgrade to be "+want, func() error {
+		out, err := a.Kubectl("", "-n", "kube-system", "get", "configmap", "edged-upgrade", "-o", "jsonpath={.data.state}")
+		if err == nil && !strings.Contains(out, fmt.Sprintf(`"phase":%q`, want)) {
+			err = errors.New(out)
+		}
+		return err
+	})
 }

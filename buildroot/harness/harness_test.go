@@ -2,9 +2,11 @@ package harness
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -93,8 +95,9 @@ func TestAMD64(t *testing.T) {
 }
 
 // upgrade has a privileged Pod of the device write an upgrade that the harness
-// serves, which is how it is done on a machine without a shell.
-func upgrade(t *testing.T, a *API, name, file string) {
+// serves, which is how it is done on a machine without a shell; with --cluster,
+// have it written on all.
+func upgrade(t *testing.T, a *API, name, file string, flags ...string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -107,10 +110,14 @@ func upgrade(t *testing.T, a *API, name, file string) {
 	t.Cleanup(func() { must(t, srv.Close()) })
 	_, port, err := net.SplitHostPort(l.Addr().String())
 	must(t, err)
+	more := ""
+	for _, f := range flags {
+		more += fmt.Sprintf(", %q", f)
+	}
 	manifest := fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"upgrade-%s"},"spec":{"restartPolicy":"Never","hostPID":true,"hostNetwork":true,
 "containers":[{"name":"upgrade","image":"example.org/hello:v1","imagePullPolicy":"Never","securityContext":{"privileged":true},
-"command":["/host/bin/edged","upgrade","--root","/host","--image","http://10.0.2.2:%s/"],"volumeMounts":[{"name":"host","mountPath":"/host"}]}],
-"volumes":[{"name":"host","hostPath":{"path":"/"}}]}}`, name, port)
+"command":["/host/bin/edged","upgrade","--root","/host","--image","http://10.0.2.2:%s/"%s],"volumeMounts":[{"name":"host","mountPath":"/host"}]}],
+"volumes":[{"name":"host","hostPath":{"path":"/"}}]}}`, name, port, more)
 	if _, err := a.Kubectl(manifest, "create", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
@@ -118,6 +125,18 @@ func upgrade(t *testing.T, a *API, name, file string) {
 
 // brokenUpgrade is a properly signed upgrade whose root is none.
 func brokenUpgrade(t *testing.T, board, good string) string {
+	t.Helper()
+	return signAgain(t, board, good, "broken", func([]byte) []byte { return []byte("no file system") })
+}
+
+// nextUpgrade is another system: its root has a tail that squashfs does not read.
+func nextUpgrade(t *testing.T, board, good string) string {
+	t.Helper()
+	return signAgain(t, board, good, "next", func(root []byte) []byte { return append(root, bytes.Repeat([]byte("next"), 1024)...) })
+}
+
+// signAgain signs an upgrade with another root.
+func signAgain(t *testing.T, board, good, version string, change func(root []byte) []byte) string {
 	t.Helper()
 	text, err := os.ReadFile(os.Getenv("EDGED_UPGRADE_KEY"))
 	must(t, err)
@@ -127,24 +146,31 @@ func brokenUpgrade(t *testing.T, board, good string) string {
 	must(t, err)
 	defer in.Close()
 	var files []fat.File
+	var root []byte
+	var was slot.Manifest
 	for tr := tar.NewReader(in); ; {
 		h, err := tr.Next()
 		if err == io.EOF {
 			break
 		}
 		must(t, err)
-		if strings.HasPrefix(h.Name, "manifest.") || h.Name == slot.RootName {
-			continue
-		}
 		data, err := io.ReadAll(tr)
 		must(t, err)
-		files = append(files, fat.File{Name: h.Name, Data: data})
+		switch {
+		case h.Name == "manifest.json":
+			must(t, json.Unmarshal(data, &was))
+		case strings.HasPrefix(h.Name, "manifest."):
+		case h.Name == slot.RootName:
+			root = data
+		default:
+			files = append(files, fat.File{Name: h.Name, Data: data})
+		}
 	}
-	path := filepath.Join(t.TempDir(), "broken.upgrade")
+	path := filepath.Join(t.TempDir(), version+".upgrade")
 	out, err := os.Create(path)
 	must(t, err)
 	defer out.Close()
-	must(t, slot.Sign(out, ed25519.NewKeyFromSeed(seed), slot.Manifest{Board: board, Version: "broken", Cmdline: "console=" + map[string]string{"amd64": "ttyS0", "rpi": "serial0"}[board] + ",115200 rootfstype=squashfs ro panic=5"}, files, []byte("no file system")))
+	must(t, slot.Sign(out, ed25519.NewKeyFromSeed(seed), slot.Manifest{Board: board, Version: version, Cmdline: was.Cmdline}, files, change(root)))
 	return path
 }
 

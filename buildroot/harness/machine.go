@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -281,6 +282,17 @@ func (m *Machine) WaitFor(mark int, pattern string, limit time.Duration) []strin
 			m.t.Fatalf("the console did not say %q in %v", pattern, limit)
 		}
 	}
+}
+
+// Has tells whether the console has said something.
+func (m *Machine) Has(pattern string) bool { return m.HasSince(0, pattern) }
+
+// HasSince tells whether the console has said something since a mark.
+func (m *Machine) HasSince(mark int, pattern string) bool {
+	re := regexp.MustCompile(pattern)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.ContainsFunc(m.lines[mark:], re.MatchString)
 }
 
 // Cut takes the power away. With NBD, what was not flushed is lost in part.

@@ -121,6 +121,49 @@ func Apply(r io.Reader, keys []ed25519.PublicKey, t Target) (Manifest, error) {
 	return m, v.ReplaceDir(boot, to, Room, w.boot, boot.Sync)
 }
 
+// ReadManifest reads the head of an upgrade and verifies its signature. What the
+// files hold is seen by Apply only.
+func ReadManifest(r io.Reader, keys []ed25519.PublicKey) (Manifest, error) {
+	return readManifest(tar.NewReader(r), keys)
+}
+
+// Root is the manifest's entry of the root, if it has one.
+func (m Manifest) Root() (Entry, bool) {
+	for _, e := range m.Files {
+		if e.Name == RootName {
+			return e, true
+		}
+	}
+	return Entry{}, false
+}
+
+// Running looks at the slot that runs: whether it is on trial, and the SHA-256 of
+// the first n bytes of its root, which is that of the manifest it came with if it
+// has as many.
+func Running(d disk.Device, sizeBytes int64, running string, n int64) (trial bool, sum string, err error) {
+	table, err := disk.Read(d, sizeBytes)
+	if err != nil {
+		return false, "", err
+	}
+	if len(table.Partitions) <= Partition(running) {
+		return false, "", fmt.Errorf("the disk has %d partitions and no slot %s", len(table.Partitions), running)
+	}
+	_, boot, err := Boot(d, sizeBytes)
+	if err != nil {
+		return false, "", err
+	}
+	if trial, err = IsTrial(boot, running); err != nil {
+		return false, "", err
+	}
+	root := table.Partitions[Partition(running)]
+	h := sha256.New()
+	length := min(n, root.Sectors*disk.SectorBytes)
+	if _, err := io.Copy(h, io.NewSectionReader(d, root.Start*disk.SectorBytes, length)); err != nil {
+		return trial, "", fmt.Errorf("read the root of slot %s: %w", running, err)
+	}
+	return trial, hex.EncodeToString(h.Sum(nil)), nil
+}
+
 func readManifest(tr *tar.Reader, keys []ed25519.PublicKey) (m Manifest, err error) {
 	head, err := next(tr, manifestName, maxManifest)
 	if err != nil {

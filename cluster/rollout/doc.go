@@ -1,5 +1,5 @@
-// Package rollout decides how the devices of a cluster get another daemon, one
-// after the other.
+// Package rollout decides how the devices of a cluster get another daemon, or
+// another system in their second slot, one after the other.
 //
 // A [State] is kept as an object of the cluster, so that whoever leads goes on
 // with it, also after a power cut. Devices say on their Nodes which binary they run.
@@ -12,7 +12,10 @@
 // that goes back to its old daemon, or does not come back, stops it all, and no
 // further device is touched.
 //
-// It replaces nothing itself: that is `edged upgrade --daemon` on the device.
+// A daemon is replaced under its containers. For a system the device restarts: it is
+// drained before, as far as there are other devices for its Pods.
+//
+// It replaces nothing itself: that is `edged upgrade` on the device.
 //
 // May be imported by cmd/edged. Starts no goroutines.
 package rollout

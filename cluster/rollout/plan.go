@@ -7,10 +7,15 @@ import (
 	"time"
 )
 
-// Format is that of State.
-const Format = 1
+// Formats of State. A daemon that knows only the first leaves a rollout of systems
+// alone.
+const (
+	FormatDaemon = 1
+	FormatSystem = 2
+)
 
-// Patience is how long one device may take before the others are left alone.
+// Patience is how long one device may take to be drained, and again to be
+// upgraded, before the others are left alone.
 const Patience = 10 * time.Minute
 
 // Phases of a rollout.
@@ -24,23 +29,43 @@ const (
 type State struct {
 	Format  int    `json:"format"`
 	ID      string `json:"id"`      // tells one attempt from the next
-	Release string `json:"release"` // what the binary calls itself
-	SHA256  string `json:"sha256"`
-	Arch    string `json:"arch"`   // of the devices that get it
-	Source  string `json:"source"` // the device that has it for the others
-	Phase   string `json:"phase"`
+	Release string `json:"release"` // what the binary or the system calls itself
+	// SHA256 is that of what a device runs when it is done: the daemon's binary, or
+	// the first RootBytes of its root.
+	SHA256 string `json:"sha256"`
+	Arch   string `json:"arch,omitempty"` // of the devices that get a daemon
+	Source string `json:"source"`         // the device that has it for the others
+	Phase  string `json:"phase"`
+	// Of a rollout of systems: the board of the devices that get it, and the
+	// SHA-256 of the upgrade's file.
+	Board     string `json:"board,omitempty"`
+	File      string `json:"file,omitempty"`
+	RootBytes int64  `json:"rootBytes,omitempty"`
 	// Device is worked on since Since; Cordoned says that it was not cordoned
-	// before.
+	// before, Drained that its Pods are elsewhere.
 	Device   string    `json:"device,omitempty"`
 	Since    time.Time `json:"since,omitzero"`
 	Cordoned bool      `json:"cordoned,omitempty"`
+	Drained  bool      `json:"drained,omitempty"`
 	Message  string    `json:"message,omitempty"`
+}
+
+// IsSystem tells whether devices get a whole system and restart, not a daemon
+// alone.
+func (s State) IsSystem() bool { return s.Format == FormatSystem }
+
+// May says whether a device may begin: a daemon is replaced while its containers
+// go on, a system when its Pods are elsewhere.
+func (s State) May(device string, cordoned bool) bool {
+	return s.Phase == Running && s.Device == device && cordoned && (s.Drained || !s.IsSystem())
 }
 
 // Device is what the leader knows of one.
 type Device struct {
 	Name, Arch string
-	Runs       string // SHA-256 of the binary that it runs; "": it has not said
+	Board      string // of a device whose system can be replaced, and if it has said so
+	Runs       string // SHA-256 of what it runs; "": it has not said
+	Pods       int    // that are to be elsewhere before it restarts
 	Failed     string // ID of the attempt that it gave up, and why
 	FailedWhy  string
 	Ready      bool
@@ -53,10 +78,12 @@ type Verb int
 
 // The verbs, in the order in which a device meets them.
 const (
-	Wait   Verb = iota
-	Begin       // write into the state that Device is worked on
-	Cordon      // keep new Pods off Device
-	Finish      // Device has it: take new Pods again, go on
+	Wait    Verb = iota
+	Begin        // write into the state that Device is worked on
+	Cordon       // keep new Pods off Device
+	Drain        // evict the Pods of Device
+	Restart      // write into the state that Device is drained: it may restart
+	Finish       // Device has it: take new Pods again, go on
 	Complete
 	Stop
 )
@@ -79,7 +106,7 @@ func Decide(s State, devices []Device, whole bool, now time.Time) Step {
 	}
 	var todo []Device
 	for _, d := range devices {
-		if d.Arch == s.Arch && d.Runs != s.SHA256 {
+		if s.concerns(d) && d.Runs != s.SHA256 {
 			todo = append(todo, d)
 		}
 	}
@@ -112,6 +139,14 @@ func Decide(s State, devices []Device, whole bool, now time.Time) Step {
 	return Step{Do: Begin, Device: todo[0].Name}
 }
 
+// concerns says whether a device is among those that get it, or may turn out to be.
+func (s State) concerns(d Device) bool {
+	if s.IsSystem() {
+		return d.Runs == "" || d.Board == s.Board
+	}
+	return d.Arch == s.Arch
+}
+
 // atWork looks at the device that is worked on.
 func atWork(s State, devices []Device, whole bool, now time.Time) Step {
 	i := slices.IndexFunc(devices, func(d Device) bool { return d.Name == s.Device })
@@ -125,9 +160,17 @@ func atWork(s State, devices []Device, whole bool, now time.Time) Step {
 	case d.Runs == s.SHA256 && d.Ready && whole:
 		return Step{Do: Finish, Device: d.Name}
 	case now.Sub(s.Since) > Patience:
-		return Step{Do: Stop, Device: d.Name, Why: fmt.Sprintf("%s was not back in %v", d.Name, Patience)}
+		why := fmt.Sprintf("%s was not back in %v", d.Name, Patience)
+		if s.IsSystem() && !s.Drained {
+			why = fmt.Sprintf("%d Pods of %s were not elsewhere in %v: is it a PodDisruptionBudget, or is there no room?", d.Pods, d.Name, Patience)
+		}
+		return Step{Do: Stop, Device: d.Name, Why: why}
 	case !d.Cordoned:
 		return Step{Do: Cordon, Device: d.Name}
+	case s.IsSystem() && !s.Drained && d.Pods > 0:
+		return Step{Do: Drain, Device: d.Name}
+	case s.IsSystem() && !s.Drained:
+		return Step{Do: Restart, Device: d.Name}
 	}
 	return Step{Do: Wait, Device: d.Name, Why: d.Name + " is worked on"}
 }

@@ -10,7 +10,7 @@ import (
 var now = time.Unix(1e9, 0)
 
 func running() State {
-	return State{Format: Format, ID: "1", SHA256: "new", Arch: "arm64", Phase: Running}
+	return State{Format: FormatDaemon, ID: "1", SHA256: "new", Arch: "arm64", Phase: Running}
 }
 
 func three() []Device {
@@ -64,6 +64,43 @@ func TestDecide(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", name, got, c.want)
 		}
 	}
+	system := func(device string) State {
+		s := at(device)
+		s.Format, s.Board, s.Arch = FormatSystem, "rpi", ""
+		return s
+	}
+	boards := func(f func(d []Device)) []Device {
+		d := three()
+		for i := range d {
+			d[i].Board = "rpi"
+		}
+		f(d)
+		return d
+	}
+	for name, c := range map[string]struct {
+		s       State
+		devices []Device
+		want    Step
+	}{
+		"who has not said what it runs may be concerned": {system(""), boards(func(d []Device) { d[1].Board, d[1].Runs = "", "" }),
+			Step{Do: Wait, Device: "b", Why: "b has not said what it runs"}},
+		"other boards stay": {system(""), boards(func(d []Device) { d[0].Runs, d[1].Board, d[2].Board = "new", "amd64", "" }), Step{Do: Complete}},
+		"first no new Pods": {system("b"), boards(func(d []Device) { d[1].Pods = 2 }), Step{Do: Cordon, Device: "b"}},
+		"then none":         {system("b"), boards(func(d []Device) { d[1].Cordoned, d[1].Pods = true, 2 }), Step{Do: Drain, Device: "b"}},
+		"then it may":       {system("b"), boards(func(d []Device) { d[1].Cordoned = true }), Step{Do: Restart, Device: "b"}},
+		"Pods that come to a device that restarts": {func() State { s := system("b"); s.Drained = true; return s }(),
+			boards(func(d []Device) { d[1].Cordoned, d[1].Pods = true, 1 }), Step{Do: Wait, Device: "b", Why: "b is worked on"}},
+	} {
+		if got := Decide(c.s, c.devices, true, now); got != c.want {
+			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		}
+	}
+	if full := boards(func(d []Device) { d[1].Cordoned, d[1].Pods = true, 2 }); Decide(system("b"), full, true, now.Add(Patience+time.Second)).Do != Stop {
+		t.Error("a device whose Pods nobody takes is waited for without end")
+	}
+	if s := system("b"); s.May("b", true) {
+		t.Error("a device may restart under its Pods")
+	}
 	late := change(func(d []Device) { d[1].Cordoned, d[1].Ready = true, false })
 	if got := Decide(at("b"), late, false, now.Add(Patience+time.Second)); got.Do != Stop {
 		t.Errorf("a device that is gone for long: %+v", got)
@@ -78,6 +115,12 @@ func TestOneAtATime(t *testing.T) {
 	for seed := range uint64(500) {
 		rng := rand.New(rand.NewPCG(seed, 0))
 		s, devices, clock := running(), three(), now
+		if seed%2 == 1 {
+			s.Format, s.Board = FormatSystem, "rpi"
+			for i := range devices {
+				devices[i].Board, devices[i].Pods = "rpi", 3
+			}
+		}
 		var order []string
 		for range 400 {
 			whole := !slices.ContainsFunc(devices, func(d Device) bool { return !d.Ready }) && rng.IntN(4) > 0
@@ -88,11 +131,18 @@ func TestOneAtATime(t *testing.T) {
 				if s.Device != "" || !whole {
 					t.Fatalf("seed %d: %s began, %q at work, whole %v", seed, step.Device, s.Device, whole)
 				}
-				s.Device, s.Since = step.Device, clock
+				s.Device, s.Since, s.Drained = step.Device, clock, false
 				order = append(order, step.Device)
 			case Cordon:
 				devices[i].Cordoned = true
+			case Drain:
+				devices[i].Pods--
+			case Restart:
+				s.Drained, s.Since = true, clock
 			case Finish:
+				if s.IsSystem() && devices[i].Pods > 0 {
+					t.Fatalf("seed %d: %s restarted under its Pods", seed, step.Device)
+				}
 				devices[i].Cordoned, s.Device = false, ""
 			case Complete:
 				s.Phase = Done
@@ -103,9 +153,10 @@ func TestOneAtATime(t *testing.T) {
 			for j := range devices {
 				d := &devices[j]
 				switch {
-				case d.Name == s.Device && d.Cordoned && rng.IntN(30) == 0:
+				case !s.May(d.Name, d.Cordoned):
+				case rng.IntN(30) == 0:
 					d.Failed, d.FailedWhy = s.ID, "not ready"
-				case d.Name == s.Device && d.Cordoned && rng.IntN(4) == 0:
+				case rng.IntN(4) == 0:
 					d.Runs = "new"
 				}
 				d.Ready = rng.IntN(8) > 0

@@ -39,14 +39,15 @@ const (
 	rolloutKey  = "state"
 	// Of a Node, written by its own device while a rollout is on.
 	annotationBinary = "edged.dev/binary"         // SHA-256
+	annotationSystem = "edged.dev/system"         // board, SHA-256 of the root; "none" without slots
 	annotationFailed = "edged.dev/upgrade-failed" // ID of the rollout, and why
 	// lookAtRollout is how often the leader looks while one is on; without one it
 	// sleeps.
 	lookAtRollout = time.Second
 	// behind is how many entries a member may lack that counts as caught up.
 	behind = 100
-	// maxBinaryBytes bounds what is taken for an edged.
-	maxBinaryBytes = 512 << 20
+	// maxReleaseBytes bounds what is taken for an edged, or a system.
+	maxReleaseBytes = 512 << 20
 )
 
 // binarySum is the SHA-256 of the file that this process was started from. It is
@@ -80,8 +81,8 @@ func (d *device) rolloutState() (s rollout.State, ok bool, err error) {
 	if err := json.Unmarshal([]byte(m.Data[rolloutKey]), &s); err != nil {
 		return s, false, fmt.Errorf("the ConfigMap %s/%s: %w", metav1.NamespaceSystem, rolloutName, err)
 	}
-	if s.Format != rollout.Format {
-		return s, false, fmt.Errorf("the ConfigMap %s/%s has format %d, this daemon knows %d", metav1.NamespaceSystem, rolloutName, s.Format, rollout.Format)
+	if s.Format != rollout.FormatDaemon && s.Format != rollout.FormatSystem {
+		return s, false, fmt.Errorf("the ConfigMap %s/%s has format %d, this daemon knows %d and %d", metav1.NamespaceSystem, rolloutName, s.Format, rollout.FormatDaemon, rollout.FormatSystem)
 	}
 	return s, true, nil
 }
@@ -163,7 +164,7 @@ func (d *device) rolloutStep(ctx context.Context) (on bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	step := rollout.Decide(s, d.rolloutDevices(), whole, time.Now())
+	step := rollout.Decide(s, d.rolloutDevices(s), whole, time.Now())
 	switch step.Do {
 	case rollout.Begin:
 		n, ok := registry.For[*corev1.Node](d.registry).Get("", step.Device)
@@ -172,10 +173,14 @@ func (d *device) rolloutStep(ctx context.Context) (on bool, err error) {
 		}
 		d.log.Info("a device is upgraded", "device", step.Device, "release", s.Release)
 		return true, d.changeRollout(ctx, s, func(s *rollout.State) {
-			s.Device, s.Since, s.Cordoned, s.Message = step.Device, time.Now().UTC(), !n.Spec.Unschedulable, ""
+			s.Device, s.Since, s.Cordoned, s.Drained, s.Message = step.Device, time.Now().UTC(), !n.Spec.Unschedulable, false, ""
 		})
 	case rollout.Cordon:
 		return true, d.cordon(ctx, step.Device, true)
+	case rollout.Drain:
+		return true, d.drain(ctx, step.Device)
+	case rollout.Restart:
+		return true, d.changeRollout(ctx, s, func(s *rollout.State) { s.Drained, s.Since = true, time.Now().UTC() })
 	case rollout.Finish, rollout.Stop:
 		// First the Node: whoever leads next does it again.
 		if s.Cordoned {
@@ -187,7 +192,9 @@ func (d *device) rolloutStep(ctx context.Context) (on bool, err error) {
 			d.log.Warn("the upgrade of the cluster is stopped", "why", step.Why)
 			return false, d.changeRollout(ctx, s, func(s *rollout.State) { s.Phase, s.Message = rollout.Stopped, step.Why })
 		}
-		return true, d.changeRollout(ctx, s, func(s *rollout.State) { s.Device, s.Cordoned, s.Since, s.Message = "", false, time.Time{}, "" })
+		return true, d.changeRollout(ctx, s, func(s *rollout.State) {
+			s.Device, s.Cordoned, s.Drained, s.Since, s.Message = "", false, false, time.Time{}, ""
+		})
 	case rollout.Complete:
 		d.log.Info("the cluster is upgraded", "release", s.Release)
 		return false, d.changeRollout(ctx, s, func(s *rollout.State) { s.Phase, s.Message = rollout.Done, "" })
@@ -219,16 +226,24 @@ func (d *device) isWhole(ctx context.Context) (bool, error) {
 	}), nil
 }
 
-func (d *device) rolloutDevices() (out []rollout.Device) {
+func (d *device) rolloutDevices(s rollout.State) (out []rollout.Device) {
 	for _, n := range registry.For[*corev1.Node](d.registry).List("") {
 		if _, ours := n.Labels[nodestatus.LabelControlPlane]; !ours {
 			continue
 		}
 		id, why, _ := strings.Cut(n.Annotations[annotationFailed], " ")
-		out = append(out, rollout.Device{
+		dev := rollout.Device{
 			Name: n.Name, Arch: n.Labels[corev1.LabelArchStable], Runs: n.Annotations[annotationBinary], Failed: id, FailedWhy: why,
 			Ready: d.isReady(n.Name), Cordoned: n.Spec.Unschedulable, Leads: n.Name == d.cfg.nodeName,
-		})
+		}
+		if s.IsSystem() {
+			dev.Board, dev.Runs, _ = strings.Cut(n.Annotations[annotationSystem], " ")
+			if dev.Board == withoutSlots {
+				dev.Board, dev.Runs = "", withoutSlots
+			}
+			dev.Pods = len(d.podsToMove(n.Name))
+		}
+		out = append(out, dev)
 	}
 	return out
 }
@@ -241,7 +256,9 @@ func (d *device) followRollout(ctx context.Context, g *errgroup.Group) error {
 	for {
 		var again <-chan time.Time
 		if err := d.myPart(ctx, g, &tried); err != nil && ctx.Err() == nil {
-			d.log.Warn("this device's part of an upgrade of the cluster has to wait", "err", err)
+			if !errors.Is(err, errTrial) { // which ends in two minutes
+				d.log.Warn("this device's part of an upgrade of the cluster has to wait", "err", err)
+			}
 			again = time.After(5 * time.Second)
 		}
 		select {
@@ -258,22 +275,22 @@ func (d *device) myPart(ctx context.Context, g *errgroup.Group, tried *string) e
 	if err == nil && ok && s.Phase == rollout.Done {
 		return os.RemoveAll(d.upgradeDir())
 	}
-	if err != nil || !ok || s.Phase != rollout.Running || s.Arch != goruntime.GOARCH {
+	if err != nil || !ok || s.Phase != rollout.Running || !s.IsSystem() && s.Arch != goruntime.GOARCH {
 		return err
 	}
 	me, ok := registry.For[*corev1.Node](d.registry).Get("", d.cfg.nodeName)
 	if !ok {
 		return nil
 	}
-	sum, err := d.binarySum()
+	key, sum, err := d.whatRuns(s)
 	if err != nil {
 		return err
 	}
-	if me.Annotations[annotationBinary] != sum {
-		return d.annotate(ctx, annotationBinary, sum)
+	if me.Annotations[key] != sum {
+		return d.annotate(ctx, key, sum)
 	}
 	failed, _, _ := strings.Cut(me.Annotations[annotationFailed], " ")
-	if s.Device != d.cfg.nodeName || !me.Spec.Unschedulable || sum == s.SHA256 || failed == s.ID || *tried == s.ID {
+	if !s.May(d.cfg.nodeName, me.Spec.Unschedulable) || strings.HasSuffix(sum, s.SHA256) || failed == s.ID || *tried == s.ID {
 		return nil
 	}
 	*tried = s.ID
@@ -282,16 +299,14 @@ func (d *device) myPart(ctx context.Context, g *errgroup.Group, tried *string) e
 		return err
 	}
 	g.Go(func() error {
-		if string(began) == s.ID {
+		var err error
+		switch {
+		case s.IsSystem():
+			err = d.replaceSystem(ctx, s, string(began))
+		case string(began) == s.ID:
 			return d.awaitOutcome(ctx, s)
-		}
-		err := d.fetchRelease(ctx, s)
-		if err == nil {
-			// On disk: the daemon that comes back when this fails must not begin again.
-			err = atomicfile.Write(d.triedPath(), []byte(s.ID), 0o600)
-		}
-		if err == nil {
-			err = d.startUpgrade(s)
+		default:
+			err = d.replaceDaemon(ctx, s)
 		}
 		if err != nil && ctx.Err() == nil {
 			d.log.Error("this device is not upgraded", "err", err)
@@ -300,6 +315,28 @@ func (d *device) myPart(ctx context.Context, g *errgroup.Group, tried *string) e
 		return nil
 	})
 	return nil
+}
+
+// whatRuns is what this device says of itself for a rollout, and under which key.
+func (d *device) whatRuns(s rollout.State) (key, value string, err error) {
+	if s.IsSystem() {
+		value, err = d.systemSum(s.RootBytes)
+		return annotationSystem, value, err
+	}
+	value, err = d.binarySum()
+	return annotationBinary, value, err
+}
+
+// replaceDaemon returns when the program that replaces this daemon has begun.
+func (d *device) replaceDaemon(ctx context.Context, s rollout.State) error {
+	if err := d.fetchRelease(ctx, s); err != nil {
+		return err
+	}
+	// On disk: the daemon that comes back when this fails must not begin again.
+	if err := atomicfile.Write(d.triedPath(), []byte(s.ID), 0o600); err != nil {
+		return err
+	}
+	return d.startUpgrade(s)
 }
 
 // triedPath holds the ID of the rollout that this device has begun its part of.
@@ -337,35 +374,45 @@ func (d *device) annotate(ctx context.Context, key, value string) error {
 	return err
 }
 
-// fetchRelease gets the binary from the device that has it, as an API server
-// talks to a kubelet: with certificates of the cluster on both ends.
+// openRelease gets a binary or an upgrade from the device that has it, as an API
+// server talks to a kubelet: with certificates of the cluster on both ends.
+func (d *device) openRelease(ctx context.Context, source, sum string) (io.ReadCloser, error) {
+	n, ok := registry.For[*corev1.Node](d.registry).Get("", source)
+	if !ok {
+		return nil, fmt.Errorf("the device %s, which has the upgrade, is not there", source)
+	}
+	i := slices.IndexFunc(n.Status.Addresses, func(a corev1.NodeAddress) bool { return a.Type == corev1.NodeInternalIP })
+	if i < 0 {
+		return nil, fmt.Errorf("the device %s, which has the upgrade, has no address", source)
+	}
+	host := net.JoinHostPort(n.Status.Addresses[i].Address, fmt.Sprint(n.Status.DaemonEndpoints.KubeletEndpoint.Port))
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+host+"/edged/binary/"+sum, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := (&http.Client{Transport: d.kubelets}).Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
+		return nil, fmt.Errorf("get the upgrade from %s: %s", source, resp.Status)
+	}
+	return resp.Body, nil
+}
+
+// fetchRelease puts the binary into the folder of upgrades.
 func (d *device) fetchRelease(ctx context.Context, s rollout.State) error {
 	path := filepath.Join(d.upgradeDir(), s.SHA256)
 	if sum, err := sumOf(path); err == nil && sum == s.SHA256 {
 		return nil
 	}
-	n, ok := registry.For[*corev1.Node](d.registry).Get("", s.Source)
-	if !ok {
-		return fmt.Errorf("the device %s, which has the binary, is not there", s.Source)
-	}
-	i := slices.IndexFunc(n.Status.Addresses, func(a corev1.NodeAddress) bool { return a.Type == corev1.NodeInternalIP })
-	if i < 0 {
-		return fmt.Errorf("the device %s, which has the binary, has no address", s.Source)
-	}
-	host := net.JoinHostPort(n.Status.Addresses[i].Address, fmt.Sprint(n.Status.DaemonEndpoints.KubeletEndpoint.Port))
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+host+"/edged/binary/"+s.SHA256, nil)
+	in, err := d.openRelease(ctx, s.Source, s.SHA256)
 	if err != nil {
 		return err
 	}
-	resp, err := (&http.Client{Transport: d.kubelets}).Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("get the binary from %s: %s", s.Source, resp.Status)
-	}
-	sum, err := d.keepBinary(resp.Body)
+	defer in.Close()
+	sum, err := d.keepRelease(in)
 	if err == nil && sum != s.SHA256 {
 		err = fmt.Errorf("%s gave another binary than it said", s.Source)
 	}
@@ -388,9 +435,9 @@ func (d *device) startUpgrade(s rollout.State) error {
 	return cmd.Run() // it leaves another one behind
 }
 
-// keepBinary writes a binary into the folder of upgrades, in the place of what is
-// there, under the name of its SHA-256.
-func (d *device) keepBinary(r io.Reader) (sum string, err error) {
+// keepRelease writes a binary or an upgrade into the folder of upgrades, in the
+// place of what is there, under the name of its SHA-256.
+func (d *device) keepRelease(r io.Reader) (sum string, err error) {
 	if err := errors.Join(os.RemoveAll(d.upgradeDir()), os.MkdirAll(d.upgradeDir(), 0o700)); err != nil {
 		return "", err
 	}
@@ -400,18 +447,18 @@ func (d *device) keepBinary(r io.Reader) (sum string, err error) {
 		return "", err
 	}
 	h := sha256.New()
-	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(r, maxBinaryBytes+1))
-	if err == nil && n > maxBinaryBytes {
-		err = fmt.Errorf("more than %d MB are no edged", maxBinaryBytes>>20)
+	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(r, maxReleaseBytes+1))
+	if err == nil && n > maxReleaseBytes {
+		err = fmt.Errorf("more than %d MB are no edged", maxReleaseBytes>>20)
 	}
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return "", fmt.Errorf("keep the binary: %w", err)
+		return "", fmt.Errorf("keep the upgrade: %w", err)
 	}
 	sum = hex.EncodeToString(h.Sum(nil))
 	return sum, os.Rename(beside, filepath.Join(d.upgradeDir(), sum))
 }
 
-// serveBinary gives the binary to the other devices; d.guard has let them in.
+// serveBinary gives a binary or an upgrade to the other devices; d.guard has let them in.
 func (d *device) serveBinary(w http.ResponseWriter, r *http.Request) {
 	sum := r.PathValue("sum")
 	if b, err := hex.DecodeString(sum); err != nil || len(b) != sha256.Size {
@@ -431,7 +478,7 @@ func (d *device) controlRollout(mux *http.ServeMux) {
 		return s, err
 	}))
 	mux.Handle("POST /v1/upgrade", controlFunc(func(_ http.ResponseWriter, r *http.Request) (any, error) {
-		return d.beginRollout(r.Context(), r.Body)
+		return d.beginRollout(r.Context(), r.Body, r.URL.Query().Get("what") == "system")
 	}))
 	// The program that upgrades this device tells what became of it.
 	mux.Handle("POST /v1/upgrade/failed", controlFunc(func(_ http.ResponseWriter, r *http.Request) (any, error) {
@@ -439,27 +486,32 @@ func (d *device) controlRollout(mux *http.ServeMux) {
 	}))
 }
 
-func (d *device) beginRollout(ctx context.Context, binary io.Reader) (rollout.State, error) {
+func (d *device) beginRollout(ctx context.Context, in io.Reader, system bool) (rollout.State, error) {
 	if old, ok, err := d.rolloutState(); err != nil {
 		return old, err
 	} else if ok && old.Phase == rollout.Running {
 		return old, fmt.Errorf("the cluster is being upgraded to %s already", old.Release)
 	}
-	sum, err := d.keepBinary(binary)
+	sum, err := d.keepRelease(in)
 	if err != nil {
 		return rollout.State{}, err
 	}
-	release, err := releaseOf(ctx, filepath.Join(d.upgradeDir(), sum))
+	path := filepath.Join(d.upgradeDir(), sum)
+	s := rollout.State{Format: rollout.FormatDaemon, SHA256: sum, Arch: goruntime.GOARCH, Source: d.cfg.nodeName, Phase: rollout.Running}
+	if system {
+		s.Format, s.Arch, s.File = rollout.FormatSystem, "", sum
+		err = describeSystem(path, &s)
+	} else {
+		s.Release, err = releaseOf(ctx, path)
+	}
 	if err != nil {
-		return rollout.State{}, err
+		return s, errors.Join(err, os.RemoveAll(d.upgradeDir()))
 	}
 	var id [8]byte
 	if _, err := rand.Read(id[:]); err != nil {
-		return rollout.State{}, err
+		return s, err
 	}
-	s := rollout.State{
-		Format: rollout.Format, ID: hex.EncodeToString(id[:]), Release: release, SHA256: sum, Arch: goruntime.GOARCH, Source: d.cfg.nodeName, Phase: rollout.Running,
-	}
+	s.ID = hex.EncodeToString(id[:])
 	data, err := json.Marshal(s)
 	if err != nil {
 		return s, err

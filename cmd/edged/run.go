@@ -117,6 +117,11 @@ type device struct {
 	movedMu sync.Mutex
 	// guarded by movedMu
 	whenMoved []func()
+
+	systemMu sync.Mutex
+	// guarded by systemMu
+	system      string // what systemSum said for systemBytes
+	systemBytes int64
 }
 
 // onClose registers what close does, last first.

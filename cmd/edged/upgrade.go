@@ -32,7 +32,7 @@ func runUpgrade(ctx context.Context, e env) error {
 	image := fs.String("image", "", "`file` or URL of the upgrade (edged-<board>.upgrade)")
 	root := fs.String("root", "", "`folder` where the device's own root is mounted: for a privileged Pod with hostPID")
 	daemon := fs.String("daemon", "", "`file` or URL of another edged: replace the daemon alone, on a system without slots; containers go on")
-	cluster := fs.Bool("cluster", false, "give --daemon to every device of the cluster, one after the other; without --daemon, tell how it goes")
+	cluster := fs.Bool("cluster", false, "give --image or --daemon to every device of the cluster, one after the other; without either, tell how it goes")
 	forCluster := fs.String("for-cluster", "", "")
 	if err := fs.MarkHidden("for-cluster"); err != nil {
 		return err
@@ -43,16 +43,16 @@ func runUpgrade(ctx context.Context, e env) error {
 	stay := fs.Bool("no-reboot", false, "write the other slot and let the next restart, whenever it comes, try it")
 	if err := fs.Parse(e.args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
-			_, err := fmt.Fprintf(e.stdout, "Usage: edged upgrade --image F [flags]    the system of a device with slots\n       edged upgrade --daemon F [flags]   the daemon alone\n       edged upgrade --cluster [--daemon F]   the daemons of all devices\n\n%s", fs.FlagUsages())
+			_, err := fmt.Fprintf(e.stdout, "Usage: edged upgrade --image F [flags]    the system of a device with slots\n       edged upgrade --daemon F [flags]   the daemon alone\n       edged upgrade --cluster [--image F | --daemon F]   all devices, one after the other\n\n%s", fs.FlagUsages())
 			return err
 		}
 		return misusef("%w; `edged upgrade --help` lists the flags", err)
 	}
-	if *cluster && *image == "" && *sum == "" && fs.NArg() == 0 {
-		return clusterUpgrade(ctx, e.stdout, *runDir, *daemon)
+	if fs.NArg() > 0 || *image != "" && *daemon != "" || *image == "" && *daemon == "" && !*cluster || *cluster && (*sum != "" || *stay) {
+		return misusef("want --image, or --daemon, or --cluster with one of them, and nothing else")
 	}
-	if (*image == "") == (*daemon == "") || *cluster || fs.NArg() > 0 {
-		return misusef("want --image, or --daemon, or --cluster with --daemon, and nothing else")
+	if *cluster && *image == "" {
+		return clusterUpgrade(ctx, e.stdout, *runDir, *daemon, "daemon")
 	}
 	if *daemon != "" {
 		u := daemonUpgrade{runDir: *runDir, from: *daemon, sum: *sum, wait: *wait, out: e.stdout}
@@ -71,6 +71,9 @@ func runUpgrade(ctx context.Context, e env) error {
 		if err := errors.Join(syscall.Chroot(*root), os.Chdir("/")); err != nil {
 			return fmt.Errorf("--root: %w", err)
 		}
+	}
+	if *cluster {
+		return beginClusterUpgrade(ctx, e.stdout, *runDir, in, "system")
 	}
 	running := pid1.RunningSlot()
 	if running == "" {
@@ -110,7 +113,7 @@ func writeUpgrade(out io.Writer, in io.Reader, running string) (argument string,
 	if err != nil {
 		return "", err
 	}
-	board, err := os.ReadFile("/usr/share/edged/board")
+	board, err := boardName()
 	if err != nil {
 		return "", err
 	}
@@ -124,7 +127,7 @@ func writeUpgrade(out io.Writer, in io.Reader, running string) (argument string,
 	}
 	defer disk.Close()
 	show := progress(out, "written")
-	m, err := slot.Apply(in, keys, slot.Target{Disk: disk, SizeBytes: size, Running: running, Board: strings.TrimSpace(string(board)), Progress: show})
+	m, err := slot.Apply(in, keys, slot.Target{Disk: disk, SizeBytes: size, Running: running, Board: board, Progress: show})
 	if err != nil {
 		return "", err
 	}
@@ -137,6 +140,12 @@ func writeUpgrade(out io.Writer, in io.Reader, running string) (argument string,
 	}
 	_, err = fmt.Fprintf(out, "slot %s holds %s and is tried at the next start\n", slot.Other(running), m.Version)
 	return argument, err
+}
+
+// boardName is the board that the running system was made for.
+func boardName() (string, error) {
+	text, err := os.ReadFile("/usr/share/edged/board")
+	return strings.TrimSpace(string(text)), err
 }
 
 func readKeys(path string) (keys []ed25519.PublicKey, err error) {

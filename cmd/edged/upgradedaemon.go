@@ -251,20 +251,32 @@ func (u daemonUpgrade) fallBack(before controlStatus, cause error) error {
 }
 
 // clusterUpgrade begins a rolling upgrade, if from is not empty, and tells how it
-// goes on. Ended early, it goes on all the same.
-func clusterUpgrade(ctx context.Context, out io.Writer, runDir, from string) error {
-	var s rollout.State
-	if from != "" {
-		in, err := openUpgrade(ctx, from)
-		if err != nil {
-			return err
-		}
-		defer in.Close()
-		if err := callControl(ctx, runDir, http.MethodPost, "/v1/upgrade", in, &s); err != nil {
-			return err
-		}
-		fmt.Fprintf(out, "the devices of the cluster get %s, one after the other\n", s.Release)
+// goes on.
+func clusterUpgrade(ctx context.Context, out io.Writer, runDir, from, what string) error {
+	if from == "" {
+		return followUpgrade(ctx, out, runDir, "")
 	}
+	in, err := openUpgrade(ctx, from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	return beginClusterUpgrade(ctx, out, runDir, in, what)
+}
+
+// beginClusterUpgrade gives the daemon what all devices are to get.
+func beginClusterUpgrade(ctx context.Context, out io.Writer, runDir string, in io.Reader, what string) error {
+	var s rollout.State
+	if err := callControl(ctx, runDir, http.MethodPost, "/v1/upgrade?what="+what, in, &s); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "the devices of the cluster get %s, one after the other\n", s.Release)
+	return followUpgrade(ctx, out, runDir, s.ID)
+}
+
+// followUpgrade tells how a rolling upgrade goes on, that of id if it is not empty,
+// until it ends. Ended early, it goes on all the same.
+func followUpgrade(ctx context.Context, out io.Writer, runDir, id string) error {
 	silent := time.Now()
 	for told := ""; ; {
 		var now rollout.State
@@ -272,10 +284,10 @@ func clusterUpgrade(ctx context.Context, out io.Writer, runDir, from string) err
 		switch {
 		case err == nil:
 			silent = time.Now()
-		case s.ID == "" || time.Since(silent) > reportFor:
+		case id == "" || time.Since(silent) > reportFor:
 			return err
 		}
-		if s.ID = cmp.Or(s.ID, now.ID); err == nil && now.Device != told && now.Device != "" {
+		if id = cmp.Or(id, now.ID); err == nil && now.Device != told && now.Device != "" {
 			told = now.Device
 			fmt.Fprintf(out, "%s is worked on\n", now.Device)
 		}
