@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"edged/internal/linknews"
 )
 
 const (
@@ -71,7 +73,7 @@ func (b *beacon) ask() {
 
 // run works until ctx ends.
 func (b *beacon) run(ctx context.Context) error {
-	notices, err := openNotices()
+	notices, err := linknews.Open(noticeGroups)
 	if err != nil {
 		return err
 	}
@@ -86,7 +88,7 @@ func (b *beacon) run(ctx context.Context) error {
 	changed := make(chan struct{}, 1)
 	changed <- struct{}{}
 	readers.Go(func() {
-		readNotices(notices, func() {
+		linknews.Watch(notices, matters, func() {
 			select {
 			case changed <- struct{}{}:
 			default:

@@ -2,8 +2,6 @@ package discovery
 
 import (
 	"bytes"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -12,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"edged/internal/linknews"
 )
 
 const (
@@ -127,55 +127,22 @@ func openLink(l link, group netip.Addr) (conn net.PacketConn, err error) {
 	return net.FilePacketConn(f)
 }
 
-// noticeGroups are what the kernel sends notices of: links and routes. An address
-// that comes or goes is a local route that does; notices of addresses would also
-// come whenever the lifetime of one is renewed.
-const noticeGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1)
-
-func openNotices() (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("open the kernel's notices of links: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: noticeGroups}); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("open the kernel's notices of links: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "rtnetlink"), nil
-}
-
-// readNotices pokes for each notice that may be about a link to others, until the
-// socket is closed.
-func readNotices(f *os.File, poke func()) {
-	buf := make([]byte, 256)
-	for {
-		n, err := f.Read(buf)
-		switch {
-		case errors.Is(err, unix.ENOBUFS): // some were lost
-			poke()
-		case err != nil:
-			return
-		case matters(buf[:n]):
-			poke()
-		}
-	}
-}
+// noticeGroups are what the kernel sends notices of. An address that comes or goes
+// is a local route that does; notices of addresses would also come whenever the
+// lifetime of one is renewed.
+const noticeGroups = linknews.Links | linknews.Routes
 
 // matters says whether a notice may be about a link or an address that others
 // see. Pods' own come and go all day and are not.
-func matters(b []byte) bool {
-	const header = unix.SizeofNlMsghdr
-	if len(b) < header {
-		return false
-	}
-	switch body := b[header:]; binary.NativeEndian.Uint16(b[4:]) {
+func matters(notice []byte) bool {
+	kind, body, _ := linknews.Split(notice)
+	switch kind {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		const kind = 7 // in struct rtmsg
 		return len(body) > kind && body[kind] == unix.RTN_LOCAL
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		// The name is the first attribute.
-		const name = unix.SizeofIfInfomsg + unix.SizeofRtAttr
-		return len(body) >= name && !slices.ContainsFunc(ownLinks, func(p string) bool { return bytes.HasPrefix(body[name:], []byte(p)) })
+		name, ok := linknews.LinkName(body)
+		return ok && !slices.ContainsFunc(ownLinks, func(p string) bool { return bytes.HasPrefix(name, []byte(p)) })
 	}
 	return false
 }

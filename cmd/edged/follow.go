@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"edged/internal/linknews"
 )
 
 // settleAddress is how long the kernel's news of addresses are gathered: a lease
@@ -39,7 +40,7 @@ func (d *device) followAddress(ctx context.Context) error {
 	if d.cfg.parsed.nodeIP.IsValid() {
 		return nil
 	}
-	news, err := subscribeAddresses()
+	news, err := linknews.Open(linknews.Addrs | linknews.Links)
 	if err != nil {
 		d.log.Warn("a change of this device's address is not followed until it starts again", "err", err)
 		return nil
@@ -64,20 +65,6 @@ func (d *device) followAddress(ctx context.Context) error {
 			return fmt.Errorf("follow this device's addresses: %w", err)
 		}
 	}
-}
-
-// subscribeAddresses reads what the kernel says of addresses and routes
-// (rtnetlink(7)).
-func subscribeAddresses() (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("open a netlink socket: %w", err)
-	}
-	groups := uint32(1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1) | 1<<(unix.RTNLGRP_LINK-1))
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
-		return nil, errors.Join(fmt.Errorf("subscribe to addresses: %w", err), unix.Close(fd))
-	}
-	return os.NewFile(uintptr(fd), "netlink"), nil
 }
 
 // follow looks whether the device still has its address, on a link that is

@@ -3,11 +3,8 @@ package mesh
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"time"
 
@@ -16,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/registry"
+	"edged/internal/linknews"
 )
 
 const (
@@ -41,14 +39,14 @@ func (m *Mesh) Run(ctx context.Context, reg *registry.Registry) error {
 		default: // one is pending already
 		}
 	}
-	notices, err := openNotices()
+	notices, err := linknews.Open(noticeGroups)
 	if err != nil {
 		return fmt.Errorf("mesh: %w", err)
 	}
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
-		readNotices(notices, poke)
+		linknews.Watch(notices, matters, poke)
 	}()
 	defer func() {
 		notices.Close() // ends the reader
@@ -126,62 +124,25 @@ func equalPeer(a, b Peer) bool {
 	return a.Name == b.Name && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs)
 }
 
-// noticeGroups are what the kernel sends notices of: links and routes. An address
-// that comes or goes is a local route that does; notices of addresses would also
-// come whenever the lifetime of one is renewed.
-const noticeGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1)
-
-func openNotices() (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("opening the kernel's notices: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: noticeGroups}); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("opening the kernel's notices: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "rtnetlink"), nil
-}
-
-// readNotices pokes for each notice that may change a way, until the socket is
-// closed. Only the beginning of a notice is read.
-func readNotices(f *os.File, poke func()) {
-	buf := make([]byte, 256)
-	for {
-		n, err := f.Read(buf)
-		switch {
-		case errors.Is(err, unix.ENOBUFS): // some were lost
-			poke()
-		case err != nil:
-			return
-		case matters(buf[:n]):
-			poke()
-		}
-	}
-}
+// noticeGroups are what the kernel sends notices of. An address that comes or goes
+// is a local route that does; notices of addresses would also come whenever the
+// lifetime of one is renewed.
+const noticeGroups = linknews.Links | linknews.Routes
 
 // matters says whether a notice may be about a way to another device. Pods' own
 // links come and go all day and are not.
-func matters(b []byte) bool {
-	const header = unix.SizeofNlMsghdr
-	if len(b) < header {
-		return false
-	}
-	switch body := b[header:]; binary.NativeEndian.Uint16(b[4:]) {
+func matters(notice []byte) bool {
+	kind, body, ok := linknews.Split(notice)
+	switch kind {
 	case unix.RTM_NEWROUTE:
 		const protocol = 5 // in struct rtmsg
 		return len(body) > protocol && body[protocol] != byte(routeProtocol)
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		// The name is the first attribute.
-		const name = unix.SizeofIfInfomsg + unix.SizeofRtAttr
-		if len(body) < name {
-			return false
-		}
-		for _, prefix := range []string{"edv", "edged-vx", "veth", "lo\x00"} {
-			if bytes.HasPrefix(body[name:], []byte(prefix)) {
-				return false
-			}
-		}
+		name, ok := linknews.LinkName(body)
+		return ok && !slices.ContainsFunc(nobodysLinks, func(p string) bool { return bytes.HasPrefix(name, []byte(p)) })
 	}
-	return true
+	return ok
 }
+
+// nobodysLinks begin the names of links that lead to no other device.
+var nobodysLinks = []string{"edv", "edged-vx", "veth", "lo\x00"}
