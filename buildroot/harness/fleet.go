@@ -48,6 +48,7 @@ func NewFleet(t testing.TB, n int) *Fleet {
 	}
 	router := exec.Command("qemu-system-x86_64", "-M", "none", "-nodefaults", "-display", "none", "-monitor", "none", "-serial", "none",
 		"-netdev", user, "-netdev", f.netdev("s"), "-netdev", "hubport,id=a,hubid=0,netdev=u", "-netdev", "hubport,id=b,hubid=0,netdev=s")
+	router.SysProcAttr = endWithTest
 	var stderr bytes.Buffer
 	router.Stderr = &stderr
 	must(t, router.Start())

@@ -67,9 +67,7 @@ func TestFleet(t *testing.T) {
 	want(a, slices.Clone(names))
 	t.Logf("one cluster after %v", time.Since(began).Round(time.Second))
 	for _, name := range names {
-		if _, err := a.Kubectl("", "run", "on-"+name, "--image=example.org/hello:v1", "--image-pull-policy=Never", "--overrides", fmt.Sprintf(`{"spec":{"nodeName":%q}}`, name)); err != nil {
-			t.Fatal(err)
-		}
+		runOn(a, "on-", name)
 	}
 	for _, name := range names {
 		a.PodPhase("on-"+name, "Running", wide)
@@ -88,7 +86,8 @@ func TestFleet(t *testing.T) {
 
 	machines[0].On()
 	want(b, slices.Clone(names))
-	b.PodPhase("on-"+names[0], "Running", wide)
+	runOn(b, "again-on-", names[0])
+	b.PodPhase("again-on-"+names[0], "Running", wide)
 	t.Logf("and with it again after %v", time.Since(began).Round(time.Second))
 
 	rollSystems(t, machines, b)
@@ -96,6 +95,14 @@ func TestFleet(t *testing.T) {
 	refuseSystem(t, machines, b)
 	want(b, slices.Clone(names))
 	t.Logf("a broken upgrade refused after %v", time.Since(began).Round(time.Second))
+}
+
+// runOn makes a Pod on a device.
+func runOn(a *API, prefix, name string) {
+	a.t.Helper()
+	if _, err := a.Kubectl("", "run", prefix+name, "--image=example.org/hello:v1", "--image-pull-policy=Never", "--overrides", fmt.Sprintf(`{"spec":{"nodeName":%q}}`, name)); err != nil {
+		a.t.Fatal(err)
+	}
 }
 
 // web is a Deployment that a budget keeps from being away as a whole.

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -147,6 +148,9 @@ func (m *Machine) Boot() *fat.Volume {
 	return v
 }
 
+// endWithTest has a program end when the test is killed.
+var endWithTest = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+
 // On starts the machine.
 func (m *Machine) On() {
 	m.t.Helper()
@@ -173,6 +177,7 @@ func (m *Machine) On() {
 			"-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd", "-drive", "if=pflash,format=raw,file="+filepath.Join(m.dir, "vars.fd"))
 	}
 	m.cmd = exec.Command(program, args...)
+	m.cmd.SysProcAttr = endWithTest
 	var stderr bytes.Buffer
 	m.cmd.Stderr = &stderr
 	out, err := m.cmd.StdoutPipe()

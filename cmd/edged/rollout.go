@@ -176,17 +176,18 @@ func (d *device) rolloutStep(ctx context.Context) (on bool, err error) {
 			s.Device, s.Since, s.Cordoned, s.Drained, s.Message = step.Device, time.Now().UTC(), !n.Spec.Unschedulable, false, ""
 		})
 	case rollout.Cordon:
-		return true, d.cordon(ctx, step.Device, true)
+		return true, d.mark(ctx, step.Device, true, time.Time{})
 	case rollout.Drain:
 		return true, d.drain(ctx, step.Device)
 	case rollout.Restart:
+		if err := d.mark(ctx, step.Device, true, time.Now().Add(rollout.Patience)); err != nil {
+			return true, err
+		}
 		return true, d.changeRollout(ctx, s, func(s *rollout.State) { s.Drained, s.Since = true, time.Now().UTC() })
 	case rollout.Finish, rollout.Stop:
 		// First the Node: whoever leads next does it again.
-		if s.Cordoned {
-			if err := d.cordon(ctx, step.Device, false); err != nil && !apierrors.IsNotFound(err) {
-				return true, err
-			}
+		if err := d.mark(ctx, step.Device, !s.Cordoned, time.Time{}); err != nil && !apierrors.IsNotFound(err) {
+			return true, err
 		}
 		if step.Do == rollout.Stop {
 			d.log.Warn("the upgrade of the cluster is stopped", "why", step.Why)
@@ -202,9 +203,19 @@ func (d *device) rolloutStep(ctx context.Context) (on bool, err error) {
 	return true, nil
 }
 
-func (d *device) cordon(ctx context.Context, name string, is bool) error {
+// mark says on a device's Node whether it takes Pods and, if it restarts, by when
+// it is back.
+func (d *device) mark(ctx context.Context, name string, cordoned bool, back time.Time) error {
 	_, err := registry.For[*corev1.Node](d.registry).Update(ctx, "", name, func(n *corev1.Node) error {
-		n.Spec.Unschedulable = is
+		n.Spec.Unschedulable = cordoned
+		if back.IsZero() {
+			delete(n.Annotations, node.AnnotationBackBy)
+			return nil
+		}
+		if n.Annotations == nil {
+			n.Annotations = map[string]string{}
+		}
+		n.Annotations[node.AnnotationBackBy] = back.UTC().Format(time.RFC3339)
 		return nil
 	})
 	return err

@@ -22,6 +22,11 @@ import (
 // is of a lone device.
 type Liveness func(node string) (heard time.Time, ok bool)
 
+// AnnotationBackBy is of a Node whose device restarts because it was told to, and
+// says by when it is back (RFC 3339). Until then the Pods that nobody would make
+// anew elsewhere, those without a controller, wait for it.
+const AnnotationBackBy = "edged.dev/back-by"
+
 const (
 	// listenAtMost is how often Liveness is asked of a silent device.
 	listenAtMost = 250 * time.Millisecond
@@ -235,10 +240,15 @@ func (c *controller) evict(ctx context.Context, name string) (again time.Duratio
 		return 0, nil
 	}
 	held := !isKnown(n) && c.majoritySilent()
+	now := c.env.Now()
+	restarts := backBy(n).Sub(now)
 	for _, p := range c.pods.ByIndex(registry.IndexNode, name) {
-		evict, after := Eviction(p, n.Spec.Taints, c.env.Now())
+		evict, after := Eviction(p, n.Spec.Taints, now)
 		if evict && held {
 			evict, after = false, Grace // looked at again when the others are back
+		}
+		if evict && restarts > 0 && metav1.GetControllerOf(p) == nil {
+			evict, after = false, restarts
 		}
 		if after > 0 && (again == 0 || after < again) {
 			again = after
@@ -251,6 +261,16 @@ func (c *controller) evict(ctx context.Context, name string) (again time.Duratio
 		}
 	}
 	return again, nil
+}
+
+// backBy is the time by which a Node's device said to be back, zero if it restarts
+// on nobody's order.
+func backBy(n *corev1.Node) time.Time {
+	t, err := time.Parse(time.RFC3339, n.Annotations[AnnotationBackBy])
+	if err != nil {
+		return time.Time{}
+	}
+	return t
 }
 
 func (c *controller) delete(ctx context.Context, p *corev1.Pod) error {

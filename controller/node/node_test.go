@@ -182,6 +182,13 @@ func (f *fleet) quiet(name string) {
 	f.silent[name] = time.Now().Add(-2 * node.Grace)
 }
 
+// hear makes a device heard again.
+func (f *fleet) hear(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.silent, name)
+}
+
 func (f *fleet) await(what string, cond func() bool) {
 	f.t.Helper()
 	for end := time.Now().Add(20 * time.Second); !cond(); time.Sleep(5 * time.Millisecond) {
@@ -214,6 +221,38 @@ func TestSilentDeviceLosesItsPods(t *testing.T) {
 	if f.podGone("p0") || f.podGone("p2") || f.ready("d0") != corev1.ConditionTrue {
 		t.Error("others are touched")
 	}
+}
+
+// TestRestartOnAnOrder lets a device be away that said so: a Pod that nobody makes
+// anew waits for it, others are replaced, and a time that is over holds nobody.
+func TestRestartOnAnOrder(t *testing.T) {
+	f := newFleet(t, 3)
+	pods := registry.For[*corev1.Pod](f.reg)
+	f.pod("owned", "d1")
+	_, err := pods.Update(t.Context(), "default", "owned", func(p *corev1.Pod) error {
+		p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "r", UID: "r", Controller: ptr.To(true)}}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, by := range map[string]time.Time{"d1": time.Now().Add(time.Hour), "d2": time.Now().Add(-time.Hour)} {
+		_, err := registry.For[*corev1.Node](f.reg).Update(t.Context(), "", name, func(n *corev1.Node) error {
+			n.Annotations = map[string]string{node.AnnotationBackBy: by.Format(time.RFC3339)}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.quiet("d1")
+	f.await("the Pod that is replaced is taken off", func() bool { return f.podGone("owned") })
+	if f.podGone("p1") {
+		t.Error("the Pod that nobody replaces was taken off")
+	}
+	f.hear("d1")
+	f.quiet("d2")
+	f.await("the Pod of a device that should be back is taken off", func() bool { return f.podGone("p2") })
 }
 
 func TestNothingIsEvictedWhenHalfAreSilent(t *testing.T) {
