@@ -162,7 +162,12 @@ func newCluster(t *testing.T, change func(*Config), names ...string) *testCluste
 }
 
 func (c *testCluster) open(cfg Config) *testMember {
+	var answer func(uint64, []byte) ([]byte, error)
+	if cfg.Network != nil {
+		answer = cfg.Network.Answer
+	}
 	cfg.Network = c.wire.listen(cfg.PeerURLs[0])
+	cfg.Network.Answer = answer
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	s, err := Open(ctx, cfg)
@@ -688,6 +693,35 @@ func TestRunWhileLeaderFollowsTheLead(t *testing.T) {
 	only(follower)
 	cancel()
 	running.Wait()
+}
+
+// TestAsk: members answer each other's questions of any length, and one that has no
+// answers says so.
+func TestAsk(t *testing.T) {
+	ids := make(chan uint64, 1)
+	c := newCluster(t, func(cfg *Config) {
+		if cfg.Name == "a" {
+			cfg.Network = &Network{Answer: func(from uint64, body []byte) ([]byte, error) {
+				ids <- from
+				return append([]byte("so "), body...), nil
+			}}
+		}
+	}, "a", "b", "c")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for _, body := range []string{"", "what", "12345678"} {
+		got, err := c.members["b"].Ask(ctx, c.members["a"].MemberID(), []byte(body))
+		if err != nil || string(got) != "so "+body {
+			t.Errorf("%q: %q, %v", body, got, err)
+			continue
+		}
+		if from := <-ids; from != c.members["b"].MemberID() {
+			t.Errorf("asked by %x", from)
+		}
+	}
+	if _, err := c.members["a"].Ask(ctx, c.members["b"].MemberID(), []byte("what")); err == nil {
+		t.Error("a member without answers answered")
+	}
 }
 
 // TestAddressChanges: a member that comes back elsewhere is found again.

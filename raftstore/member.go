@@ -32,6 +32,7 @@ const (
 	callMayRemove
 	callHashKV
 	callRoom
+	callAsk
 )
 
 // healthyAfter is how long a member must have been connected to count for a
@@ -255,7 +256,7 @@ func (s *Store) receiveFile(fsys vfs.FS, path string, r io.Reader) (err error) {
 }
 
 // Call is part of peer.Handler.
-func (p *peers) Call(ctx context.Context, _ uint64, method byte, body []byte) ([]byte, error) {
+func (p *peers) Call(ctx context.Context, from uint64, method byte, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.s.cfg.RequestTimeout)
 	defer cancel()
 	if method == callMembers {
@@ -264,6 +265,9 @@ func (p *peers) Call(ctx context.Context, _ uint64, method byte, body []byte) ([
 			return nil, ErrNoLeader
 		}
 		return m.Encode()
+	}
+	if answer := p.s.cfg.Network.Answer; method == callAsk && answer != nil {
+		return answer(from, body)
 	}
 	if len(body) != 8 {
 		return nil, fmt.Errorf("call %d with %d bytes", method, len(body))
@@ -288,6 +292,15 @@ func (p *peers) Call(ctx context.Context, _ uint64, method byte, body []byte) ([
 		return p.s.roomHere(), nil
 	}
 	return nil, fmt.Errorf("call %d is not known: use a newer edged", method)
+}
+
+// Ask has another member's [Network.Answer] answer. A member of an older version
+// answers that it does not know the call.
+func (s *Store) Ask(ctx context.Context, member uint64, body []byte) ([]byte, error) {
+	if s.peers == nil {
+		return nil, errors.New("this member has no network")
+	}
+	return s.peers.Call(ctx, member, callAsk, body)
 }
 
 // askLeader has the leader, this member or another, do what here does. It asks

@@ -121,6 +121,9 @@ type Config struct {
 type Network struct {
 	Listener net.Listener
 	Dial     func(ctx context.Context, url string) (net.Conn, error)
+	// Answer answers what another member asks with [Store.Ask]; from is 0 for who
+	// is not a member. nil answers nothing.
+	Answer func(from uint64, body []byte) ([]byte, error)
 }
 
 // InitialMember is a founder.

@@ -54,7 +54,7 @@ func (s *scheduler) report(ctx context.Context, p *podInfo, message, nominate st
 			Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable,
 			Message: message, ObservedGeneration: pod.Generation,
 		}
-		news = setCondition(&pod.Status, c, metav1.NewTime(s.cfg.Now()).Rfc3339Copy())
+		news = setCondition(&pod.Status, c, metav1.NewTime(s.cfg.Registry.Now()).Rfc3339Copy())
 		pod.Status.NominatedNodeName = nominate
 		return nil
 	})
@@ -97,7 +97,7 @@ func (s *scheduler) evict(ctx context.Context, p *podInfo, c *candidate) {
 				setCondition(&pod.Status, corev1.PodCondition{
 					Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonPreemptionByScheduler,
 					Message: name + ": preempting to accommodate a higher priority pod", ObservedGeneration: pod.Generation,
-				}, metav1.NewTime(s.cfg.Now()).Rfc3339Copy())
+				}, metav1.NewTime(s.cfg.Registry.Now()).Rfc3339Copy())
 			}
 			return nil
 		})

@@ -18,10 +18,11 @@ import (
 type resourceQuota struct {
 	validateOnly
 	quotas registry.Client[*corev1.ResourceQuota]
+	now    func() time.Time
 }
 
 func newResourceQuota(r *registry.Registry) *resourceQuota {
-	return &resourceQuota{quotas: registry.For[*corev1.ResourceQuota](r)}
+	return &resourceQuota{quotas: registry.For[*corev1.ResourceQuota](r), now: r.Now}
 }
 
 func (p *resourceQuota) Validate(ctx context.Context, a *registry.Attributes) error {
@@ -37,7 +38,7 @@ func (p *resourceQuota) Validate(ctx context.Context, a *registry.Attributes) er
 	if a.Operation == update {
 		old = a.OldObject
 	}
-	now := time.Now()
+	now := p.now()
 	var charged []string
 	for _, q := range quotas {
 		used, err := quota.Check(q, o, old, now)

@@ -110,16 +110,16 @@ func takeFromBudget(ctx context.Context, r *registry.Registry, pod *corev1.Pod, 
 		}
 	}
 	if dryRun {
-		return false, allowDisruption(mine[0].DeepCopy(), pod.Name)
+		return false, allowDisruption(mine[0].DeepCopy(), pod.Name, r.Now())
 	}
 	_, err = budgets.UpdateStatus(ctx, pod.Namespace, mine[0].Name, func(b *policyv1.PodDisruptionBudget) error {
-		return allowDisruption(b, pod.Name)
+		return allowDisruption(b, pod.Name, r.Now())
 	})
 	return false, err
 }
 
 // allowDisruption counts one disruption against the budget.
-func allowDisruption(b *policyv1.PodDisruptionBudget, podName string) error {
+func allowDisruption(b *policyv1.PodDisruptionBudget, podName string, now time.Time) error {
 	switch {
 	case b.Status.ObservedGeneration < b.Generation:
 		return budgetRefuses(b.Name, fmt.Sprintf("The disruption budget %s is still being processed by the server.", b.Name))
@@ -134,7 +134,7 @@ func allowDisruption(b *policyv1.PodDisruptionBudget, podName string) error {
 	if b.Status.DisruptedPods == nil {
 		b.Status.DisruptedPods = map[string]metav1.Time{}
 	}
-	b.Status.DisruptedPods[podName] = metav1.NewTime(time.Now()).Rfc3339Copy()
+	b.Status.DisruptedPods[podName] = metav1.NewTime(now).Rfc3339Copy()
 	return nil
 }
 

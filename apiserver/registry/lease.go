@@ -51,5 +51,5 @@ func (r *Registry) lease(c *call, obj runtime.Object) (int64, error) {
 	if ttl <= 0 {
 		return 0, nil
 	}
-	return r.leases.get(c.ctx, r.store, ttl, r.now())
+	return r.leases.get(c.ctx, r.store, ttl, time.Now())
 }

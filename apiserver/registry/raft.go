@@ -13,7 +13,7 @@ import (
 )
 
 // FromRaft makes a Store of this device's replica.
-func FromRaft(s *raftstore.Store) Store { return &raftStore{Store: s} }
+func FromRaft(s *raftstore.Store) Store { return &raftStore{Store: s, born: time.Now()} }
 
 // leaderWait is how long a read waits for a leader before it is answered from
 // this device's own replica: longer than an election.
@@ -21,8 +21,9 @@ const leaderWait = 2 * time.Second
 
 type raftStore struct {
 	*raftstore.Store
-	// leaderless is since when reads found no leader, in Unix nanoseconds; 0 if
-	// there was one.
+	born time.Time
+	// leaderless is since when reads found no leader, as the time since born, which
+	// nobody sets; 0 if there was one.
 	leaderless atomic.Int64
 }
 
@@ -36,9 +37,9 @@ func (s *raftStore) ReadIndex(ctx context.Context) (int64, error) {
 			return revision, err
 		}
 	}
-	now := time.Now()
-	s.leaderless.CompareAndSwap(0, now.UnixNano())
-	left := leaderWait - now.Sub(time.Unix(0, s.leaderless.Load()))
+	now := time.Since(s.born)
+	s.leaderless.CompareAndSwap(0, int64(now))
+	left := leaderWait - (now - time.Duration(s.leaderless.Load()))
 	if left <= 0 {
 		return 0, ErrNoQuorum
 	}

@@ -105,6 +105,9 @@ type Registry struct {
 	tracker   tracker
 }
 
+// Now is the clock that times in objects are of.
+func (r *Registry) Now() time.Time { return r.now() }
+
 // New returns a registry that serves cfg.Kinds once Run has loaded the store.
 func New(cfg Config) (*Registry, error) {
 	t, err := newTable(cfg.Kinds)

@@ -123,7 +123,7 @@ func keepSecret(path, value string) error {
 // daemonFlags are the settings of `edged run` that follow from edged.yaml; has
 // tells whether a file is there. What `edged` says itself wins.
 func (c Config) daemonFlags(has func(path string) bool) map[string]any {
-	flags := map[string]any{}
+	flags := map[string]any{"set-clock": "always"} // nobody else does on this image
 	if c.Cluster != "" {
 		flags["cluster-name"], flags["discovery"] = c.Cluster, "mdns"
 	}

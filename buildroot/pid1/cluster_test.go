@@ -95,6 +95,10 @@ func TestDaemonFlags(t *testing.T) {
 			t.Fatal(name, err)
 		}
 		got := parsed.daemonFlags(func(path string) bool { return c.files[path] })
+		if clock := got["set-clock"]; clock != "always" {
+			t.Errorf("%s: set-clock %v", name, clock)
+		}
+		delete(got, "set-clock")
 		if !maps.EqualFunc(got, c.want, func(a, b any) bool { return reflect.DeepEqual(a, b) }) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}

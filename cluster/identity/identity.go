@@ -64,6 +64,8 @@ type Identity struct {
 	serving, client, apiServer *tls.Certificate
 	ips                        []netip.Addr
 	changed                    chan struct{} // closed when ca is replaced
+
+	look chan struct{} // holds one: see Look
 }
 
 // Open reads the identity in cfg.Dir and makes what is missing.
@@ -83,7 +85,7 @@ func Open(cfg Config) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := &Identity{cfg: cfg, sa: sa, key: key, ips: slices.Clone(cfg.IPs), changed: make(chan struct{})}
+	id := &Identity{cfg: cfg, sa: sa, key: key, ips: slices.Clone(cfg.IPs), changed: make(chan struct{}), look: make(chan struct{}, 1)}
 	id.ca.Store(ca)
 	return id, id.forgetOldKey()
 }
@@ -239,6 +241,14 @@ func (i *Identity) fresh(kubeconfig []byte) bool {
 	return !stale(&tls.Certificate{Leaf: cert}, i.now(), adminTTL)
 }
 
+// Look has Run look now whether the kubeconfig is good: the clock was set.
+func (i *Identity) Look() {
+	select {
+	case i.look <- struct{}{}:
+	default:
+	}
+}
+
 // Run renews the administrator's kubeconfig until ctx ends.
 func (i *Identity) Run(ctx context.Context) error {
 	t := time.NewTicker(adminCheck)
@@ -252,6 +262,7 @@ func (i *Identity) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-i.look:
 		case <-t.C:
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -176,4 +177,52 @@ func TestCutBetweenKeyAndCertificateIsCompleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	open(t, dir, time.Now)
+}
+
+// TestDevicesMeetWhateverTheirClocksSay: also when the certificate of one has ended
+// by the clock of the other. Strangers do not, and neither do users.
+func TestDevicesMeetWhateverTheirClocksSay(t *testing.T) {
+	old := open(t, t.TempDir(), at("1970-01-02"))
+	shared, err := old.Share()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := Install(filepath.Join(dir, "pki"), shared); err != nil {
+		t.Fatal(err)
+	}
+	young := open(t, dir, at("2061-12-01"))
+	meet := func(server, client *tls.Config) error {
+		c, s := net.Pipe()
+		defer c.Close()
+		defer s.Close()
+		done := make(chan error, 1)
+		go func() {
+			conn := tls.Server(s, server)
+			err := conn.Handshake()
+			if err == nil {
+				_, err = conn.Write([]byte("x"))
+			}
+			s.Close()
+			done <- err
+		}()
+		_, err := tls.Client(c, client).Read(make([]byte, 1))
+		c.Close()
+		return errors.Join(err, <-done)
+	}
+	for _, pair := range [][2]*Identity{{old, young}, {young, old}} {
+		if err := meet(pair[0].PeerServerTLS(), pair[1].PeerClientTLS()); err != nil {
+			t.Errorf("devices of one cluster: %v", err)
+		}
+	}
+	if err := meet(young.ServerTLS(), old.PeerClientTLS()); err == nil {
+		t.Error("the port for users took a certificate that has ended")
+	}
+	stranger := open(t, t.TempDir(), at("2061-12-01"))
+	if err := meet(young.PeerServerTLS(), stranger.PeerClientTLS()); err == nil {
+		t.Error("a stranger was let in")
+	}
+	if err := meet(young.PeerServerTLS(), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}); err == nil {
+		t.Error("nobody in particular was let in")
+	}
 }

@@ -87,7 +87,7 @@ func (d *device) openAPI() (err error) {
 		return err
 	}
 	d.registry, err = registry.New(registry.Config{
-		Store: d.seals.Wrap(), Logger: d.log,
+		Store: d.seals.Wrap(), Logger: d.log, Clock: d.clock.Now,
 		Kinds: kinds.All(kinds.Config{ServiceCIDRs: c.parsed.serviceCIDRs, ClusterCIDRs: c.parsed.clusterCIDRs}),
 	})
 	if err != nil {
@@ -95,7 +95,7 @@ func (d *device) openAPI() (err error) {
 	}
 	a := &d.access
 	a.tokens, err = authn.NewIssuer(authn.IssuerConfig{
-		Issuer: "https://kubernetes.default.svc." + c.clusterDomain, SigningKey: d.identity.ServiceAccountKey(), Objects: d.registry,
+		Issuer: "https://kubernetes.default.svc." + c.clusterDomain, SigningKey: d.identity.ServiceAccountKey(), Objects: d.registry, Now: d.clock.Now,
 	})
 	if err != nil {
 		return err
@@ -103,7 +103,7 @@ func (d *device) openAPI() (err error) {
 	if a.authz, err = authz.New(authz.FromRegistry(d.registry)); err != nil {
 		return err
 	}
-	a.authn = authn.New(authn.Config{ClientCAs: d.identity.CAPool(), Issuer: a.tokens, Anonymous: true})
+	a.authn = authn.New(authn.Config{ClientCAs: d.identity.CAPool(), Issuer: a.tokens, Anonymous: true, Now: d.clock.Now})
 	chain, err := admission.New(admission.Config{Registry: d.registry, Escalation: a.authz, Authorizer: a.authz})
 	if err != nil {
 		return err

@@ -74,7 +74,7 @@ func (d *device) openBackups() {
 		place = backup.NewFolder(filepath.Join(c.dataDir, backup.DefaultFolder))
 	}
 	d.backups = backup.New(backup.Config{
-		Interval: c.snapshotInterval, Keep: c.snapshotKeep, Place: place, Now: time.Now, Logger: d.log,
+		Interval: c.snapshotInterval, Keep: c.snapshotKeep, Place: place, Now: d.clock.Now, Logger: d.log,
 		Revision: func() int64 { return d.store.Status().Revision },
 		Take:     func() (backup.Snapshot, error) { return d.store.Snapshot() },
 	})

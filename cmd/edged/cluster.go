@@ -207,7 +207,7 @@ func (d *device) peerURLs() []string {
 func (d *device) storeConfig() raftstore.Config {
 	cfg := raftstore.Config{
 		Dir: filepath.Join(d.cfg.dataDir, "store"), Name: d.cfg.nodeName, Logger: d.log,
-		Network:  &raftstore.Network{Listener: tls.NewListener(d.ports.peer, d.identity.PeerServerTLS()), Dial: d.dialPeer},
+		Network:  &raftstore.Network{Listener: tls.NewListener(d.ports.peer, d.identity.PeerServerTLS()), Dial: d.dialPeer, Answer: d.clock.Answer},
 		PeerURLs: d.peerURLs(), Join: len(d.cluster.Members) > 0, Hints: d.joinHints(), Spare: true,
 		// An address that nobody else can use must not take the place of one that
 		// is only late.
@@ -255,7 +255,7 @@ func (d *device) dialPeer(ctx context.Context, peer string) (net.Conn, error) {
 
 // joinHandler lets devices in.
 func (d *device) joinHandler() http.Handler {
-	return &join.Server{Check: join.NewTokens(d.registry, d.identity.CA, time.Now).Check, Admit: d.admit, Logger: d.log}
+	return &join.Server{Check: join.NewTokens(d.registry, d.identity.CA, d.clock.Now).Check, Admit: d.admit, Logger: d.log}
 }
 
 // admit makes a device a member, as a learner. A device that asks again gets the

@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"edged/apiserver/registry"
+	"edged/cluster/clock"
 	"edged/runtime/nodestatus"
 )
 
@@ -44,15 +45,20 @@ type deviceStatus struct {
 	Lag uint64 `json:"lag"`
 	// ClockOffset is how far its clock is ahead of this device's.
 	ClockOffset time.Duration `json:"clockOffsetNanoseconds"`
-	DiskBytes   int64         `json:"diskBytes,omitempty"`
-	DiskFree    int64         `json:"diskFreeBytes,omitempty"`
-	MemoryBytes int64         `json:"memoryBytes,omitempty"`
-	MemoryFree  int64         `json:"memoryFreeBytes,omitempty"`
-	Containers  int           `json:"containers"`
-	NoSpace     bool          `json:"diskFull,omitempty"`
-	Time        time.Time     `json:"time,omitzero"`
-	CommitIndex uint64        `json:"commitIndex,omitempty"`
-	RunsPods    bool          `json:"runsPods"`
+	// Clock is what it says of its clock: synchronised by NTP, set, or unset.
+	Clock string `json:"clock,omitempty"`
+	// SystemClockOff is how far its system's clock, which its Pods see, is ahead of
+	// what the devices agree on.
+	SystemClockOff time.Duration `json:"systemClockOffNanoseconds,omitempty"`
+	DiskBytes      int64         `json:"diskBytes,omitempty"`
+	DiskFree       int64         `json:"diskFreeBytes,omitempty"`
+	MemoryBytes    int64         `json:"memoryBytes,omitempty"`
+	MemoryFree     int64         `json:"memoryFreeBytes,omitempty"`
+	Containers     int           `json:"containers"`
+	NoSpace        bool          `json:"diskFull,omitempty"`
+	Time           time.Time     `json:"time,omitzero"`
+	CommitIndex    uint64        `json:"commitIndex,omitempty"`
+	RunsPods       bool          `json:"runsPods"`
 	// ReadsSealed says that its daemon reads sealed Secrets.
 	ReadsSealed  bool   `json:"readsSealed,omitempty"`
 	UnknownCause string `json:"cause,omitempty"` // why it was not reached
@@ -76,8 +82,11 @@ func (d *device) deviceStatus() deviceStatus {
 	st, own := d.store.Status(), d.status()
 	s := deviceStatus{
 		Reached: true, Version: version, AppliedIndex: st.AppliedIndex, CommitIndex: st.CommitIndex, NoSpace: st.NoSpace,
-		Containers: own.Containers, RunsPods: own.RunsPods, MemoryBytes: own.MemoryBytes, Time: time.Now(), ReadsSealed: true,
+		Containers: own.Containers, RunsPods: own.RunsPods, MemoryBytes: own.MemoryBytes, Time: d.clock.Now(), ReadsSealed: true,
 	}
+	at := d.clock.Status()
+	s.Clock = at.Quality.String()
+	s.SystemClockOff, _ = at.Wrong()
 	if r, err := nodestatus.RoomOf(d.cfg.dataDir); err == nil {
 		s.DiskBytes, s.DiskFree, s.MemoryFree = r.Disk, r.DiskFree, r.MemoryAvailable
 	}
@@ -166,7 +175,7 @@ func (d *device) fetchStatus(ctx context.Context, host string) (s deviceStatus, 
 	if err != nil {
 		return s, err
 	}
-	sent := time.Now()
+	sent, began := d.clock.Now(), time.Now()
 	resp, err := d.kubelets.RoundTrip(req)
 	if err != nil {
 		return s, err
@@ -178,8 +187,7 @@ func (d *device) fetchStatus(ctx context.Context, host string) (s deviceStatus, 
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&s); err != nil {
 		return s, fmt.Errorf("its answer: %w", err)
 	}
-	now := time.Now()
-	s.Reached, s.ClockOffset = true, s.Time.Sub(now.Add(now.Sub(sent)/-2))
+	s.Reached, s.ClockOffset = true, s.Time.Sub(sent.Add(time.Since(began)/2))
 	return s, nil
 }
 
@@ -202,6 +210,9 @@ func (c clusterStatus) table(out io.Writer) error {
 	for _, s := range c.Devices {
 		if s.NoSpace {
 			fmt.Fprintf(w, "The disk of %s is full: it refuses writes until there is room.\n", s.Node)
+		}
+		if s.SystemClockOff.Abs() > clock.Bound {
+			fmt.Fprintf(w, "The clock of %s is %s off what the devices agree on: its Pods see that, the cluster does not. Set it, or give it a time server.\n", s.Node, offset(s.SystemClockOff))
 		}
 		if s.UnknownCause != "" {
 			fmt.Fprintf(w, "%s did not answer: %s\n", s.Node, s.UnknownCause)

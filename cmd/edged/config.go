@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 
+	"edged/cluster/clock"
 	"edged/cluster/join"
 	"edged/net/announce"
 	"edged/raftstore"
@@ -40,6 +41,7 @@ type config struct {
 	tokenFile     string
 	role          string
 	voters        int
+	setClock      string
 
 	discovery, clusterName, clusterSecretFile string
 	bootstrapExpect                           int
@@ -111,6 +113,7 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.bootstrapExpect, "bootstrap-expect", 1, "how many devices must be there before --discovery founds a cluster: more than half of those that will be")
 	fs.StringVar(&c.role, "role", roleAuto, "auto; witness: vote and hold the state, run no Pods")
 	fs.IntVar(&c.voters, "voters", raftstore.DefaultVoters, "how many devices vote at most; the others keep the state too")
+	fs.StringVar(&c.setClock, "set-clock", string(clock.Auto), "when to set this machine's clock to the cluster's time: auto: if nobody has set it yet; always: when it is wrong and not synchronised; never")
 	fs.StringVar(&c.clusterCIDR, "cluster-cidr", "10.42.0.0/16", "`prefix` of Pod addresses, or an IPv4 and an IPv6 one; each device gets a /24, a /64 of it")
 	fs.StringVar(&c.serviceCIDR, "service-cidr", "10.43.0.0/16", "`prefix` of Service addresses, or an IPv4 and an IPv6 one")
 	fs.StringVar(&c.clusterDNS, "cluster-dns", "10.43.0.10", "`address` that Pods ask for names, out of --service-cidr; or one per family")
@@ -243,6 +246,9 @@ func (c *config) validate() (err error) {
 	}
 	if c.role != roleAuto && c.role != roleWitness {
 		return misusef("--role: %q is not auto or witness", c.role)
+	}
+	if m := clock.Mode(c.setClock); m != clock.Auto && m != clock.Always && m != clock.Never {
+		return misusef("--set-clock: %q is not auto, always or never", c.setClock)
 	}
 	if err := c.validateSnapshots(); err != nil {
 		return err

@@ -127,7 +127,7 @@ func (d *device) genesis() (g *discovery.Genesis, err error) {
 		return nil, fmt.Errorf("--run-dir: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	id, err := identity.Open(identity.Config{Dir: filepath.Join(dir, "pki"), Now: time.Now, Logger: d.log})
+	id, err := identity.Open(identity.Config{Dir: filepath.Join(dir, "pki"), Now: d.clock.Now, Logger: d.log})
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,9 @@ func (d *device) nodeLeases() []runtime.Object {
 		if !leading {
 			heard = believed(n, heard, time.Now())
 		}
+		if !heard.IsZero() {
+			heard = d.clock.Now().Add(-time.Since(heard))
+		}
 		out = append(out, nodeLease(n, heard))
 	}
 	return out

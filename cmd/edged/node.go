@@ -77,6 +77,7 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 		NodeName: c.nodeName, IP: d.address, OtherIP: d.otherNodeIP, KubeletPort: int32(c.parsed.kubelet.Port()),
 		Version: kubernetesVersion + "+edged", DataDir: c.dataDir, Labels: c.parsed.labels, Taints: taints(c),
 		Registry: d.registry, Images: eng, Logger: d.log, Alone: func() bool { return d.store.Members() == 1 },
+		Now: d.clock.Now, ClockOff: func() bool { _, wrong := d.clock.Status().Wrong(); return wrong },
 		Ready: func() error {
 			if !d.running.Load() {
 				return nodestatus.ErrStarting
@@ -107,10 +108,13 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 		d.log.Error("images were not imported", "folder", c.imageDir, "err", err)
 	}
 	d.running.Store(true)
+	d.onClose(noError(d.clock.Subscribe(status.Changed)))
 	g.Go(func() error { return status.Run(ctx) })
 	g.Go(func() error { return d.followRollout(ctx, g) })
 	return nil
 }
+
+func noError(f func()) func() error { return func() error { f(); return nil } }
 
 // register makes the device's Node, however long it takes until there is a leader.
 func (d *device) register(ctx context.Context, status *nodestatus.Reporter) (*corev1.Node, error) {
@@ -243,7 +247,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 	share := d.openShare()
 	objects := agent.NewObjects(d.registry, c.nodeName)
 	volumes, err := volume.New(volume.Config{
-		DataDir: p.podData(), RunDir: p.podRun(), Objects: objects, Tokens: tokens{d}, Images: d.engine, Now: time.Now, Logger: d.log,
+		DataDir: p.podData(), RunDir: p.podRun(), Objects: objects, Tokens: tokens{d}, Images: d.engine, Now: d.clock.Now, Logger: d.log,
 	})
 	if err != nil {
 		return err
@@ -265,7 +269,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 			},
 			DNS:    pod.DNS{Server: c.parsed.clusterDNS[0].String(), Domain: c.clusterDomain, HostResolvConf: hostResolvConf},
 			HostIP: func() string { return d.address().String() }, LogRoot: logRoot, SeccompDir: filepath.Join(c.dataDir, "seccomp"),
-			MemoryBytes: memoryBytes(), Logger: d.log,
+			MemoryBytes: memoryBytes(), Now: d.clock.Now, Logger: d.log,
 		},
 	})
 	d.node.set(nodeapi.New(nodeapi.Config{

@@ -164,7 +164,7 @@ func (d *device) rolloutStep(ctx context.Context) (on bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	step := rollout.Decide(s, d.rolloutDevices(s), whole, time.Now())
+	step := rollout.Decide(s, d.rolloutDevices(s), whole, d.clock.Now())
 	switch step.Do {
 	case rollout.Begin:
 		n, ok := registry.For[*corev1.Node](d.registry).Get("", step.Device)
@@ -173,17 +173,17 @@ func (d *device) rolloutStep(ctx context.Context) (on bool, err error) {
 		}
 		d.log.Info("a device is upgraded", "device", step.Device, "release", s.Release)
 		return true, d.changeRollout(ctx, s, func(s *rollout.State) {
-			s.Device, s.Since, s.Cordoned, s.Drained, s.Message = step.Device, time.Now().UTC(), !n.Spec.Unschedulable, false, ""
+			s.Device, s.Since, s.Cordoned, s.Drained, s.Message = step.Device, d.clock.Now().UTC(), !n.Spec.Unschedulable, false, ""
 		})
 	case rollout.Cordon:
 		return true, d.mark(ctx, step.Device, true, time.Time{})
 	case rollout.Drain:
 		return true, d.drain(ctx, step.Device)
 	case rollout.Restart:
-		if err := d.mark(ctx, step.Device, true, time.Now().Add(rollout.Patience)); err != nil {
+		if err := d.mark(ctx, step.Device, true, d.clock.Now().Add(rollout.Patience)); err != nil {
 			return true, err
 		}
-		return true, d.changeRollout(ctx, s, func(s *rollout.State) { s.Drained, s.Since = true, time.Now().UTC() })
+		return true, d.changeRollout(ctx, s, func(s *rollout.State) { s.Drained, s.Since = true, d.clock.Now().UTC() })
 	case rollout.Finish, rollout.Stop:
 		// First the Node: whoever leads next does it again.
 		if err := d.mark(ctx, step.Device, !s.Cordoned, time.Time{}); err != nil && !apierrors.IsNotFound(err) {

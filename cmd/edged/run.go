@@ -25,6 +25,7 @@ import (
 	"edged/apiserver/registry"
 	"edged/apiserver/registry/recorder"
 	"edged/cluster/backup"
+	"edged/cluster/clock"
 	"edged/cluster/discovery"
 	"edged/cluster/identity"
 	"edged/cluster/join"
@@ -85,6 +86,7 @@ type device struct {
 	nodeIP netip.Addr                 // at start
 	moved  atomic.Pointer[netip.Addr] // where it went since, nil for nowhere
 
+	clock    *clock.Clock
 	ports    ports
 	identity *identity.Identity
 	cluster  *clusterFile
@@ -147,6 +149,10 @@ func (d *device) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.onClose(func() error { unlock(); return nil })
+	// Before anything that has a date.
+	if err := d.openClock(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(c.runDir, 0o711); err != nil {
 		return fmt.Errorf("--run-dir: %w", err)
 	}
@@ -179,7 +185,7 @@ func (d *device) open(ctx context.Context) (err error) {
 func (d *device) openIdentity() (err error) {
 	c := d.cfg
 	d.identity, err = identity.Open(identity.Config{
-		Dir: filepath.Join(c.dataDir, "pki"), NodeName: c.nodeName, Now: time.Now, Logger: d.log,
+		Dir: filepath.Join(c.dataDir, "pki"), NodeName: c.nodeName, Now: d.clock.Now, Logger: d.log,
 		IPs: d.servingIPs(),
 		DNSNames: []string{
 			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.clusterDomain,
@@ -226,6 +232,8 @@ func (d *device) run(ctx context.Context) error {
 	g.Go(func() error { return d.registry.Run(ctx) })
 	g.Go(func() error { return d.watchStore(ctx) })
 	g.Go(func() error { return d.identity.Run(ctx) })
+	defer d.clock.Subscribe(d.identity.Look)()
+	g.Go(func() error { return d.clock.Run(ctx, clockPeers{d.store}) })
 	g.Go(func() error { return d.rotation().Run(ctx) })
 	g.Go(func() error { return d.seals.Run(ctx) })
 	g.Go(func() error { return d.followCA(ctx) })

@@ -61,7 +61,7 @@ func (d *device) controlHandlers(mux *http.ServeMux) {
 		_, err = w.Write(data)
 		return nil, err
 	}))
-	controlTokens(mux, join.NewTokens(d.registry, d.identity.CA, time.Now))
+	controlTokens(mux, join.NewTokens(d.registry, d.identity.CA, d.clock.Now))
 	d.controlMembers(mux)
 	d.controlCA(mux)
 	d.controlSecrets(mux)

@@ -106,7 +106,7 @@ func (c *controller) sync(ctx context.Context, key string) (time.Duration, error
 func (c *controller) world(ds *appsv1.DaemonSet, pods []*corev1.Pod, hash string) World {
 	now := c.env.Now()
 	return World{Set: ds, Nodes: c.nodes.List(""), Pods: pods, Hash: hash, Now: now, Held: func(node string) time.Duration {
-		return c.holds.left(key(ds, node), now)
+		return c.holds.left(key(ds, node), time.Now())
 	}}
 }
 
@@ -179,7 +179,7 @@ func (c *controller) perform(ctx context.Context, ds *appsv1.DaemonSet, plan Pla
 		c.control.Events.Event(about, e.Type, e.Reason, e.Message)
 	}
 	for _, node := range plan.Failed {
-		c.holds.note(key(ds, node), c.env.Now())
+		c.holds.note(key(ds, node), time.Now())
 	}
 	nodes := plan.Create
 	next := make(chan string, len(nodes))

@@ -17,7 +17,7 @@ import (
 	"edged/controller/podset"
 )
 
-// Liveness tells when a device was last heard of. ok is false for a name that is
+// Liveness tells when a device was last heard of, by the monotonic clock. ok is false for a name that is
 // no device's; such a Node is left as whoever made it says it is. A nil Liveness
 // is of a lone device.
 type Liveness func(node string) (heard time.Time, ok bool)
@@ -44,8 +44,8 @@ type controller struct {
 	events   *recorder.Recorder
 	eviction *recorder.Recorder
 	queue    *loop.Queue
-	more     chan struct{} // holds one: Nodes came or went
-	awake    atomic.Int64  // since when this device itself is, Unix nanoseconds
+	more     chan struct{}             // holds one: Nodes came or went
+	awake    atomic.Pointer[time.Time] // since when this device itself is, nil for ever
 }
 
 // Run makes the controller.
@@ -94,7 +94,8 @@ func (c *controller) listen(ctx context.Context, stopped chan<- struct{}) {
 			}
 			continue
 		}
-		now := c.env.Now()
+		// By the monotonic clock, which nobody sets.
+		now := time.Now()
 		next := now.Add(Grace)
 		for _, n := range nodes {
 			heard, ok := c.liveness(n.Name)
@@ -111,8 +112,8 @@ func (c *controller) listen(ctx context.Context, stopped chan<- struct{}) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
-			if woke := c.env.Now(); woke.Sub(now) > wait+stoodStill {
-				c.awake.Store(woke.UnixNano())
+			if woke := time.Now(); woke.Sub(now) > wait+stoodStill {
+				c.awake.Store(&woke)
 			}
 		}
 	}
@@ -124,8 +125,8 @@ func (c *controller) silent(node string) bool {
 		return false
 	}
 	heard, ok := c.liveness(node)
-	now := c.env.Now()
-	return ok && now.Sub(heard) >= Grace && now.UnixNano()-c.awake.Load() >= int64(Grace)
+	awake := c.awake.Load()
+	return ok && time.Since(heard) >= Grace && (awake == nil || time.Since(*awake) >= Grace)
 }
 
 // isKnown says whether the Node's Ready is anything but Unknown.
@@ -182,7 +183,8 @@ func (c *controller) lose(ctx context.Context, n *corev1.Node) error {
 			if !ok {
 				return nil
 			}
-			n.Status.Conditions, told, _ = Health(n.Status.Conditions, heard, c.env.Now())
+			now := c.env.Now()
+			n.Status.Conditions, told, _ = Health(n.Status.Conditions, now.Add(-time.Since(heard)), now)
 			return nil
 		})
 		if apierrors.IsNotFound(err) {

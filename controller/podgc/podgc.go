@@ -133,7 +133,7 @@ func Run(ctx context.Context, env loop.Env) error {
 }
 
 func (c *controller) sync(ctx context.Context, _ string) (time.Duration, error) {
-	now := c.env.Now()
+	now := time.Now()
 	find := func(name string) *corev1.Node {
 		n, ok := c.nodes.Get("", name)
 		if !ok {

@@ -69,8 +69,13 @@ type Config struct {
 	// one, deleting its Node removes a device for good.
 	Alone func() bool
 	// Ready says why the device cannot run Pods; nil is ready.
-	Ready  func() error
-	Logger *slog.Logger
+	Ready func() error
+	// Now is the clock of what is written; nil is time.Now.
+	Now func() time.Time
+	// ClockOff says whether the system's clock is off the cluster's time; nil is
+	// never.
+	ClockOff func() bool
+	Logger   *slog.Logger
 }
 
 // Reporter writes the Node object.
@@ -86,6 +91,9 @@ type Reporter struct {
 
 // New returns a Reporter.
 func New(cfg Config) *Reporter {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	return &Reporter{cfg: cfg, nodes: registry.For[*corev1.Node](cfg.Registry), wake: make(chan struct{}, 1)}
 }
 
@@ -168,11 +176,11 @@ func (r *Reporter) report(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	now := metav1.Now()
-	r.power.look("/sys", now.Time)
+	now := metav1.NewTime(r.cfg.Now())
+	r.power.look("/sys", time.Now())
 	set := func(n *corev1.Node) error {
 		r.fill(n, m, images, now)
-		r.power.fill(&n.Status, now.Time, now)
+		r.power.fill(&n.Status, time.Now(), now)
 		return nil
 	}
 	_, err = r.nodes.UpdateStatus(ctx, "", r.cfg.NodeName, set)
@@ -327,12 +335,31 @@ func (r *Reporter) fill(n *corev1.Node, m machine, images []engine.Image, now me
 	condition(s, corev1.NodeMemoryPressure, lowMem, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory", "kubelet has insufficient memory available", "kubelet has sufficient memory available", now)
 	condition(s, corev1.NodeDiskPressure, lowSpace, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure", "kubelet has disk pressure", "kubelet has no disk pressure", now)
 	condition(s, corev1.NodePIDPressure, false, "KubeletHasInsufficientPID", "KubeletHasSufficientPID", "kubelet has insufficient PID available", "kubelet has sufficient PID available", now)
+	r.fillClock(s, now)
 	message := "kubelet is posting ready status"
 	err := r.cfg.Ready()
 	if err != nil {
 		message = err.Error()
 	}
 	condition(s, corev1.NodeReady, err == nil, "KubeletReady", "KubeletNotReady", message, message, now)
+}
+
+// ClockOff is the condition of a device whose system's clock is off the cluster's
+// time. A device whose clock never was has none.
+const ClockOff corev1.NodeConditionType = "ClockOff"
+
+func (r *Reporter) fillClock(s *corev1.NodeStatus, now metav1.Time) {
+	if r.cfg.ClockOff == nil {
+		return
+	}
+	wrong := r.cfg.ClockOff()
+	has := slices.ContainsFunc(s.Conditions, func(c corev1.NodeCondition) bool { return c.Type == ClockOff })
+	if !wrong && !has {
+		return
+	}
+	// By how much is not said: what changes is written.
+	condition(s, ClockOff, wrong, "SystemClockOff", "SystemClockRight",
+		"the system's clock, which Pods see, is off what the devices agree on; edged status tells by how much", "the system's clock is what the devices agree on", now)
 }
 
 // condition sets a condition; its heartbeat is the time of its last change.

@@ -95,6 +95,8 @@ type wanted struct {
 	ending bool
 	// failed is set when the Pod may not run at all, or not any longer.
 	failed *failure
+	// ahead is how far the time in the Pod's object is ahead of now.
+	ahead time.Duration
 }
 
 type failure struct{ reason, message string }
@@ -136,7 +138,7 @@ func decide(w wanted, all []*observed, now time.Time) plan {
 		return p
 	}
 	if d := w.pod.Spec.ActiveDeadlineSeconds; d != nil && w.pod.Status.StartTime != nil {
-		p.wake(w.pod.Status.StartTime.Add(time.Duration(*d) * time.Second))
+		p.wake(w.pod.Status.StartTime.Add(time.Duration(*d)*time.Second - w.ahead))
 	}
 	policy := w.pod.Spec.RestartPolicy
 	if outcome(policy, all, false) != "" {

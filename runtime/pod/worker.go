@@ -80,7 +80,21 @@ type Device struct {
 	LogRoot     string // /var/log/pods
 	SeccompDir  string
 	MemoryBytes int64
-	Logger      *slog.Logger
+	// Now is the cluster's time, in which the status tells when something was; nil is
+	// this device's own, by which everything else goes.
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+// ahead is how far the cluster's time is ahead of this device's clock.
+func (d *Device) ahead() time.Duration {
+	if d.Now == nil {
+		return 0
+	}
+	if by := d.Now().Sub(time.Now()); by.Abs() > time.Second {
+		return by
+	}
+	return 0
 }
 
 // memory is what a worker remembers of a container beside its records.
@@ -270,8 +284,9 @@ func (w *Worker) step(ctx context.Context) (gone bool, at time.Time) {
 		f()
 	}
 	now := time.Now()
+	w.w.ahead = w.dev.ahead()
 	all := w.observe(ctx)
-	w.checkDeadline(now)
+	w.checkDeadline(now.Add(w.w.ahead))
 	p := decide(w.w, all, now)
 	acted := false
 	if p.sandbox && !w.prepare(ctx, now) {
@@ -306,7 +321,7 @@ func (w *Worker) step(ctx context.Context) (gone bool, at time.Time) {
 		w.shed(ctx, all)
 	}
 	if until := w.held(all, now); until.IsZero() {
-		w.tell(status(w.w, all, p, w.facts(), now))
+		w.tell(status(w.w, all, p, w.facts(), now.Add(w.w.ahead)))
 	} else {
 		p.wake(until)
 	}
@@ -680,7 +695,7 @@ func (w *Worker) facts() facts {
 	if w.w.pod.Spec.HostNetwork && len(w.podIPs) > 0 {
 		w.podIPs = []string{w.dev.HostIP()} // the device may have another by now
 	}
-	f := facts{hostIP: w.dev.HostIP(), podIPs: w.podIPs, sandbox: w.boxReady && w.volumes != nil && !w.tidied, started: w.began, images: map[string]engine.Image{}, messages: w.message}
+	f := facts{hostIP: w.dev.HostIP(), podIPs: w.podIPs, sandbox: w.boxReady && w.volumes != nil && !w.tidied, started: w.began.Add(w.w.ahead), images: map[string]engine.Image{}, messages: w.message}
 	for name, m := range w.mem {
 		if m.image != nil {
 			f.images[name] = *m.image

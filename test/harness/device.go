@@ -45,6 +45,7 @@ type Device struct {
 	exited chan struct{}
 	flags  []string
 	loop   string // of a disk of its own, such as "loop0"
+	clock  bool   // SetClock was called
 }
 
 // Edged is the binary under test.
@@ -194,12 +195,32 @@ func (d *Device) Start(extra ...string) {
 	argv := []string{binary, "run", "--data-dir", d.DataDir(), "--run-dir", d.RunDir(), "--node-name", d.Name}
 	cmd := d.m.command(context.Background(), append(append(argv, d.flags...), extra...)...)
 	cmd.Stdout, cmd.Stderr = out, out
+	if d.clock {
+		cmd.Env = append(os.Environ(), "EDGED_TEST_CLOCK="+d.clockFile())
+	}
 	if err := startBound(cmd); err != nil {
 		d.tb.Fatalf("%s: start: %v", d.Name, err)
 	}
 	exited := make(chan struct{})
 	go func() { cmd.Wait(); close(exited) }()
 	d.daemon, d.exited = cmd, exited
+}
+
+func (d *Device) clockFile() string { return filepath.Join(d.Dir, "clock") }
+
+// SetClock gives the device's daemon a clock that is ahead of the machine's, and
+// says whether something synchronises it. The first time is before Start; what runs
+// beside the daemon sees the machine's.
+func (d *Device) SetClock(ahead time.Duration, synchronised bool) {
+	d.tb.Helper()
+	text := ahead.String()
+	if synchronised {
+		text += " synchronised"
+	}
+	if err := os.WriteFile(d.clockFile(), []byte(text), 0o644); err != nil {
+		d.tb.Fatalf("%s: set its clock: %v", d.Name, err)
+	}
+	d.clock = true
 }
 
 // daemonPID is the daemon itself: nsenter forks it, since it enters a PID

@@ -53,6 +53,7 @@ type Recorder struct {
 // writer is what the components' views share.
 type writer struct {
 	events registry.Client[*corev1.Event]
+	now    func() time.Time // of what is written
 	log    *slog.Logger
 	queue  chan request
 
@@ -66,7 +67,7 @@ type request struct {
 	component, host            string
 	about                      corev1.ObjectReference
 	eventType, reason, message string
-	at                         time.Time
+	at, stamp                  time.Time // by this device, in the cluster's time
 }
 
 // subject is an object and the component that reports on it.
@@ -103,7 +104,7 @@ func New(r *registry.Registry, component, host string, log *slog.Logger) *Record
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Recorder{component: component, host: host, writer: &writer{
-		events: registry.For[*corev1.Event](r), log: log, queue: make(chan request, queueLength),
+		events: registry.For[*corev1.Event](r), now: r.Now, log: log, queue: make(chan request, queueLength),
 		known: map[key]seen{}, similar: map[key]group{}, budgets: map[subject]budget{},
 	}}
 }
@@ -125,7 +126,7 @@ func Reference(apiVersion, kind string, o metav1.Object, fieldPath string) corev
 // Event queues an Event about an object. eventType is Normal or Warning.
 func (r *Recorder) Event(about corev1.ObjectReference, eventType, reason, message string) {
 	select {
-	case r.queue <- request{r.component, r.host, about, eventType, reason, message, time.Now()}:
+	case r.queue <- request{r.component, r.host, about, eventType, reason, message, time.Now(), r.now()}:
 	default:
 		r.log.Debug("an event was dropped: too many at once", "object", about.Name, "reason", reason)
 	}
@@ -166,7 +167,7 @@ func (w *writer) write(ctx context.Context, req request) error {
 	if s, ok := w.known[k]; ok && req.at.Sub(s.at) < sameWithin {
 		_, err := w.events.Update(ctx, ns, s.name, func(e *corev1.Event) error {
 			e.Count++
-			e.LastTimestamp = metav1.NewTime(req.at)
+			e.LastTimestamp = metav1.NewTime(req.stamp)
 			e.Message = req.message
 			return nil
 		})
@@ -177,11 +178,11 @@ func (w *writer) write(ctx context.Context, req request) error {
 			return err
 		}
 	}
-	name := fmt.Sprintf("%s.%x", req.about.Name, req.at.UnixNano())
+	name := fmt.Sprintf("%s.%x", req.about.Name, req.stamp.UnixNano())
 	_, err := w.events.Create(ctx, &corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{Name: name, Namespace: ns},
 		InvolvedObject: req.about, Type: req.eventType, Reason: req.reason, Message: req.message,
-		FirstTimestamp: metav1.NewTime(req.at), LastTimestamp: metav1.NewTime(req.at), Count: 1,
+		FirstTimestamp: metav1.NewTime(req.stamp), LastTimestamp: metav1.NewTime(req.stamp), Count: 1,
 		Source:              corev1.EventSource{Component: req.component, Host: req.host},
 		ReportingController: req.component, ReportingInstance: req.host,
 	})
