@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"cmp"
+	"context"
 	"maps"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/apiserver/pkg/endpoints/deprecation"
@@ -35,6 +37,7 @@ type resource struct {
 	gvr  schema.GroupVersionResource
 	gvk  schema.GroupVersionKind
 	kind *registry.Kind // nil for a review
+	list string         // the kind of a list
 	// review answers a resource that is not stored but asked: POST only.
 	review     reviewFunc
 	namespaced bool
@@ -50,13 +53,46 @@ type subresource struct {
 	verbs metav1.Verbs
 }
 
+// described is what more is known of a kind that a CustomResourceDefinition
+// describes.
+type described interface {
+	Table(ctx context.Context, obj runtime.Object, version string) (*metav1.Table, error)
+	Deprecated(version string) string
+	HasSubresource(version, name string) bool
+}
+
+func (r *resource) described() (described, bool) {
+	if r.kind == nil || r.kind.Custom == nil {
+		return nil, false
+	}
+	d, ok := r.kind.Custom.(described)
+	return d, ok
+}
+
+// catalogOf is a catalog and the version of the registry's table it shows.
+type catalogOf struct {
+	*catalog
+	version int64
+}
+
+// api is the catalog of now.
+func (s *Server) api() *catalog {
+	version := s.reg.TableVersion()
+	if have := s.catalog.Load(); have != nil && have.version == version {
+		return have.catalog
+	}
+	now := &catalogOf{newCatalog(s.reg.Kinds(), s.tokens != nil), version}
+	s.catalog.Store(now)
+	return now.catalog
+}
+
 // newCatalog lists the kinds and the reviews. The token subresource is there
 // only if tokens can be issued.
 func newCatalog(kinds []*registry.Kind, tokens bool) *catalog {
 	c := &catalog{resources: map[schema.GroupVersionResource]*resource{}}
 	for _, k := range kinds {
 		for _, gv := range k.ServedVersions() {
-			c.add(&resource{gvr: gv.WithResource(k.Resource), gvk: gv.WithKind(k.GVK.Kind), kind: k, namespaced: k.Namespaced})
+			c.add(&resource{gvr: gv.WithResource(k.Resource), gvk: gv.WithKind(k.GVK.Kind), kind: k, namespaced: k.Namespaced, list: k.ListKind})
 		}
 	}
 	for gvk, r := range reviews {
@@ -70,7 +106,12 @@ func newCatalog(kinds []*registry.Kind, tokens bool) *catalog {
 }
 
 func (c *catalog) add(r *resource) {
-	if obj, err := codec.Scheme().New(r.gvk); err == nil {
+	if r.list == "" {
+		r.list = r.gvk.Kind + "List"
+	}
+	if described, ok := r.described(); ok {
+		r.deprecated = described.Deprecated(r.gvk.Version)
+	} else if obj, err := codec.Scheme().New(r.gvk); err == nil {
 		obj.GetObjectKind().SetGroupVersionKind(r.gvk)
 		r.deprecated = deprecation.WarningMessage(obj)
 	}
@@ -107,7 +148,11 @@ func subresourcesOf(r *resource, tokens bool) map[string]subresource {
 	if r.kind == nil {
 		return subs
 	}
+	described, isDescribed := r.described()
 	for name, s := range r.kind.Subresources {
+		if isDescribed && !described.HasSubresource(r.gvk.Version, name) {
+			continue
+		}
 		subs[name] = subresource{s.GVK, s.Verbs}
 	}
 	return subs

@@ -31,15 +31,15 @@ func (s *Server) serveDiscovery(w http.ResponseWriter, req *http.Request) bool {
 	case len(parts) == 1 && parts[0] == "apis":
 		s.serveRoot(w, req, false)
 	case len(parts) == 2 && parts[0] == "apis":
-		g, ok := s.api.group(parts[1])
+		g, ok := s.api().group(parts[1])
 		if !ok || parts[1] == "" {
 			return false
 		}
 		s.writeDiscovery(w, req, legacyGroup(g))
-	case len(parts) == 2 && parts[0] == "api" && s.api.servesGroupVersion("api/"+parts[1]):
-		s.writeDiscovery(w, req, s.api.legacyResources(schema.GroupVersion{Version: parts[1]}))
-	case len(parts) == 3 && parts[0] == "apis" && s.api.servesGroupVersion(strings.Join(parts, "/")):
-		s.writeDiscovery(w, req, s.api.legacyResources(schema.GroupVersion{Group: parts[1], Version: parts[2]}))
+	case len(parts) == 2 && parts[0] == "api" && s.api().servesGroupVersion("api/"+parts[1]):
+		s.writeDiscovery(w, req, s.api().legacyResources(schema.GroupVersion{Version: parts[1]}))
+	case len(parts) == 3 && parts[0] == "apis" && s.api().servesGroupVersion(strings.Join(parts, "/")):
+		s.writeDiscovery(w, req, s.api().legacyResources(schema.GroupVersion{Group: parts[1], Version: parts[2]}))
 	default:
 		return false
 	}
@@ -74,7 +74,7 @@ func (s *Server) serveRoot(w http.ResponseWriter, req *http.Request, core bool) 
 		return
 	}
 	list := &metav1.APIGroupList{TypeMeta: metav1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}, Groups: []metav1.APIGroup{}}
-	for _, g := range s.api.groups {
+	for _, g := range s.api().groups {
 		if g.name != "" {
 			one := legacyGroup(g)
 			one.TypeMeta = metav1.TypeMeta{}
@@ -179,9 +179,9 @@ func newDiscoveryCodecs() serializer.CodecFactory {
 func (s *Server) serveAggregated(w http.ResponseWriter, req *http.Request, info runtime.SerializerInfo, core bool) {
 	list := &apidiscoveryv2.APIGroupDiscoveryList{Items: []apidiscoveryv2.APIGroupDiscovery{}}
 	list.SetGroupVersionKind(apidiscoveryv2.SchemeGroupVersion.WithKind("APIGroupDiscoveryList"))
-	for _, g := range s.api.groups {
+	for _, g := range s.api().groups {
 		if (g.name == "") == core {
-			list.Items = append(list.Items, s.api.aggregatedGroup(g))
+			list.Items = append(list.Items, s.api().aggregatedGroup(g))
 		}
 	}
 	var body strings.Builder

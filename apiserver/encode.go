@@ -10,15 +10,15 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
 
-	"edged/apiserver/codec"
+	"edged/apiserver/registry"
 )
 
 // versioned returns obj, which is shared, in another version of its kind.
-func versioned(obj runtime.Object, gvk schema.GroupVersionKind) (runtime.Object, error) {
+func versioned(k *registry.Kind, obj runtime.Object, gvk schema.GroupVersionKind) (runtime.Object, error) {
 	if obj.GetObjectKind().GroupVersionKind() == gvk {
 		return obj, nil
 	}
-	return codec.ToVersion(obj.DeepCopyObject(), gvk)
+	return k.ToVersion(obj.DeepCopyObject(), gvk)
 }
 
 // encodeObject encodes one object that has its TypeMeta. It does not change it.

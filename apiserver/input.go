@@ -73,6 +73,41 @@ func (s *Server) decodeBody(req *http.Request, gvk schema.GroupVersionKind, fiel
 	return obj, nil
 }
 
+// decode reads the object of a create or update of this call's resource.
+func (c *call) decode(fieldValidation string) (runtime.Object, error) {
+	if c.res.kind.Custom == nil || c.gvk() != c.res.gvk {
+		return c.decodeBody(c.req, c.gvk(), fieldValidation)
+	}
+	gvk := c.res.gvk
+	body, err := c.readBody(c.req)
+	if err != nil {
+		return nil, err
+	}
+	info, err := negotiation.NegotiateInputSerializer(c.req, false, withoutProtobuf{codec.Codecs()})
+	if err != nil {
+		return nil, err
+	}
+	obj, err := c.res.kind.Custom.Read(body, info.MediaType == runtime.ContentTypeYAML, fieldValidation != metav1.FieldValidationIgnore, gvk.GroupVersion())
+	var got *schema.GroupVersionKind
+	if obj != nil {
+		kind := obj.GetObjectKind().GroupVersionKind()
+		got = &kind
+	}
+	if err != nil {
+		strict, ok := runtime.AsStrictDecodingError(err)
+		if !ok || obj == nil || fieldValidation == metav1.FieldValidationStrict {
+			return nil, decodeError(err, gvk, got, body)
+		}
+		for _, e := range strict.Errors() {
+			warning.AddWarning(c.req.Context(), "", e.Error())
+		}
+	}
+	if got.GroupVersion() != gvk.GroupVersion() {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion(), gvk.GroupVersion()))
+	}
+	return obj, nil
+}
+
 // decodeError is upstream's transformDecodeError.
 func decodeError(err error, want schema.GroupVersionKind, got *schema.GroupVersionKind, body []byte) error {
 	if got != nil && got.Kind != "" {

@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
@@ -26,19 +27,33 @@ type list struct {
 	kind  string // e.g. PodList
 	gv    schema.GroupVersion
 	meta  metav1.ListMeta
-	items []runtime.Object // of the storage version, shared
+	items []runtime.Object // of the version they are stored in, shared
 	gvk   schema.GroupVersionKind
+	of    *registry.Kind
 }
 
-func newList(gvk schema.GroupVersionKind, result *registry.ListResult) *list {
-	return &list{
-		kind: gvk.Kind + "List", gv: gvk.GroupVersion(), gvk: gvk, items: result.Items,
-		meta: listMeta(strconv.FormatInt(result.Revision, 10), result.Continue, result.Remaining),
+// newList is the answer of a resource. Objects that a webhook converts are
+// converted here, with one question.
+func newList(res *resource, result *registry.ListResult) (*list, error) {
+	gvk := res.gvk
+	if c, ok := res.kind.Custom.(interface {
+		ConvertAll(objs []runtime.Object, gv schema.GroupVersion) ([]runtime.Object, error)
+	}); ok {
+		items, err := c.ConvertAll(result.Items, gvk.GroupVersion())
+		if err != nil {
+			return nil, err
+		}
+		converted := *result
+		converted.Items, result = items, &converted
 	}
+	return &list{
+		kind: res.list, gv: gvk.GroupVersion(), gvk: gvk, of: res.kind, items: result.Items,
+		meta: listMeta(strconv.FormatInt(result.Revision, 10), result.Continue, result.Remaining),
+	}, nil
 }
 
 // item returns the i-th item in the version of the list.
-func (l *list) item(i int) (runtime.Object, error) { return versioned(l.items[i], l.gvk) }
+func (l *list) item(i int) (runtime.Object, error) { return versioned(l.of, l.items[i], l.gvk) }
 
 // bare is the i-th item as it appears in a JSON list of its own kind: without
 // TypeMeta.
@@ -173,6 +188,11 @@ func (l *list) writeMetadata(w io.Writer, as schema.GroupVersionKind) error {
 func (s *Server) tableColumns(l *list) ([]metav1.TableColumnDefinition, error) {
 	if len(l.items) > 0 {
 		return s.printer.columns(l.items[0])
+	}
+	if l.of.Custom != nil {
+		u := &unstructured.Unstructured{}
+		u.SetGroupVersionKind(l.gvk)
+		return s.printer.columns(u)
 	}
 	obj, err := codec.Scheme().New(l.gvk)
 	if err != nil {

@@ -37,7 +37,7 @@ func (s *Server) known(info *request.RequestInfo) bool {
 	if !info.IsResourceRequest {
 		return true
 	}
-	res, ok := s.api.resources[schema.GroupVersionResource{Group: info.APIGroup, Version: info.APIVersion, Resource: info.Resource}]
+	res, ok := s.api().resources[schema.GroupVersionResource{Group: info.APIGroup, Version: info.APIVersion, Resource: info.Resource}]
 	if !ok || info.Subresource == "" {
 		return ok
 	}

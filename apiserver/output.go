@@ -64,9 +64,30 @@ func (e endpoint) AllowsMediaTypeTransform(mimeType, mimeSubType string, target 
 func (endpoint) AllowsServerVersion(string) bool  { return false }
 func (endpoint) AllowsStreamSchema(s string) bool { return s == "watch" }
 
+// negotiate is the function for what a resource can be encoded as.
+func (c *call) negotiate(e endpoint) (output, error) {
+	if c.res.kind != nil && c.res.kind.Custom != nil && c.info.Subresource != "scale" {
+		return negotiateFrom(c.req, withoutProtobuf{codec.Codecs()}, e)
+	}
+	return negotiate(c.req, e)
+}
+
+// withoutProtobuf is for objects that have no types.
+type withoutProtobuf struct{ runtime.NegotiatedSerializer }
+
+func (w withoutProtobuf) SupportedMediaTypes() []runtime.SerializerInfo {
+	return slices.DeleteFunc(slices.Clone(w.NegotiatedSerializer.SupportedMediaTypes()), func(i runtime.SerializerInfo) bool {
+		return i.MediaType == runtime.ContentTypeProtobuf
+	})
+}
+
 // negotiate reads the Accept header, with upstream's 406.
 func negotiate(req *http.Request, e endpoint) (output, error) {
-	opts, info, err := negotiation.NegotiateOutputMediaType(req, codec.Codecs(), e)
+	return negotiateFrom(req, codec.Codecs(), e)
+}
+
+func negotiateFrom(req *http.Request, from runtime.NegotiatedSerializer, e endpoint) (output, error) {
+	opts, info, err := negotiation.NegotiateOutputMediaType(req, from, e)
 	if err != nil {
 		return output{}, err
 	}

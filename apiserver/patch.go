@@ -22,7 +22,7 @@ func (c *call) patch() error {
 	if !known(patchType) {
 		return negotiation.NewUnsupportedMediaTypeError(patchTypes)
 	}
-	out, err := negotiate(c.req, objectEndpoint)
+	out, err := c.negotiate(objectEndpoint)
 	if err != nil {
 		return err
 	}

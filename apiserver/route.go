@@ -18,8 +18,11 @@ func (s *Server) route(w http.ResponseWriter, req *http.Request, info *request.R
 		s.routePath(w, req)
 		return
 	}
+	if s.cfg.Custom != nil {
+		s.cfg.Custom.Settled(req.Context())
+	}
 	gvr := schema.GroupVersionResource{Group: info.APIGroup, Version: info.APIVersion, Resource: info.Resource}
-	res, ok := s.api.resources[gvr]
+	res, ok := s.api().resources[gvr]
 	if !ok || res.namespaced && info.Namespace == "" && needsNamespace(info) {
 		notFoundPath(w)
 		return
@@ -67,6 +70,9 @@ func (s *Server) routePaths() {
 
 func (s *Server) routePath(w http.ResponseWriter, req *http.Request) {
 	path := req.URL.Path
+	if s.cfg.Custom != nil && (strings.HasPrefix(path, "/apis") || strings.HasPrefix(path, "/openapi/")) {
+		s.cfg.Custom.Settled(req.Context())
+	}
 	if len(path) > 1 {
 		path = strings.TrimSuffix(path, "/")
 	}
@@ -125,7 +131,7 @@ func (s *Server) serveIndex(w http.ResponseWriter, req *http.Request) {
 			paths = append(paths, p)
 		}
 	}
-	for _, g := range s.api.groups {
+	for _, g := range s.api().groups {
 		if g.name == "" {
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -49,6 +50,14 @@ type NodeConnector interface {
 	Handler(node string) (http.Handler, error)
 }
 
+// CustomResources is what CustomResourceDefinitions make the API serve.
+type CustomResources interface {
+	openapi.Extra
+	// Settled waits until the registry's table shows every definition that the
+	// registry shows.
+	Settled(ctx context.Context)
+}
+
 // Config is what a Server needs.
 type Config struct {
 	Registry      *registry.Registry
@@ -63,6 +72,8 @@ type Config struct {
 	// Nodes reaches devices for logs, exec and the like; nil answers them with
 	// 503.
 	Nodes NodeConnector
+	// Custom tells what CustomResourceDefinitions add; nil: nothing.
+	Custom CustomResources
 	// Version is what /version says.
 	Version version.Info
 	// ServerAddress is what discovery tells in-cluster clients, host:port.
@@ -154,13 +165,13 @@ type Server struct {
 	long    chan struct{}
 	paths   map[string]http.HandlerFunc // non-resource paths, exact
 	openapi *openapi.Handler
-	api     *catalog
+	catalog atomic.Pointer[catalogOf]
 	proxy   http.RoundTripper
 	printer *printer
 }
 
-// New returns a Server. Its discovery documents are fixed by the registry's
-// table of kinds.
+// New returns a Server. Its discovery documents follow the registry's table of
+// kinds.
 func New(cfg Config) (*Server, error) {
 	s := &Server{
 		reg: cfg.Registry, authn: cfg.Authenticator, authz: cfg.Authorizer, tokens: cfg.Tokens, nodes: cfg.Nodes,
@@ -176,13 +187,16 @@ func New(cfg Config) (*Server, error) {
 	s.reads = make(chan struct{}, s.limits.ReadsInFlight)
 	s.writes = make(chan struct{}, s.limits.WritesInFlight)
 	s.long = make(chan struct{}, s.limits.WatchesInFlight)
-	s.api = newCatalog(cfg.Registry.Kinds(), cfg.Tokens != nil)
+	var extra openapi.Extra
+	if cfg.Custom != nil {
+		extra = cfg.Custom
+	}
 	var err error
-	if s.openapi, err = openapi.New(s.api.servesGroupVersion); err != nil {
+	if s.openapi, err = openapi.New(s.api().servesGroupVersion, extra); err != nil {
 		return nil, err
 	}
 	s.proxy = newProxyTransport(cfg.ProxyDial)
-	s.printer = newPrinter()
+	s.printer = newPrinter(cfg.Registry)
 	s.routePaths()
 	return s, nil
 }

@@ -57,7 +57,7 @@ func (c *call) serve() error {
 
 func (c *call) serveSubresource(name string) error {
 	sub, ok := c.res.kind.Subresources[name]
-	if !ok {
+	if _, here := c.res.subs[name]; !ok || !here {
 		return c.noSuchSubresource()
 	}
 	supported := false
@@ -98,7 +98,7 @@ func (c *call) gvk() schema.GroupVersionKind {
 }
 
 func (c *call) get() error {
-	out, err := negotiate(c.req, objectEndpoint)
+	out, err := c.negotiate(objectEndpoint)
 	if err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func (c *call) get() error {
 }
 
 func (c *call) list() error {
-	out, err := negotiate(c.req, listEndpoint)
+	out, err := c.negotiate(listEndpoint)
 	if err != nil {
 		return err
 	}
@@ -126,12 +126,16 @@ func (c *call) list() error {
 	if err != nil {
 		return err
 	}
-	c.respondList(c.w, c.req, out, newList(c.res.gvk, result))
+	l, err := newList(c.res, result)
+	if err != nil {
+		return err
+	}
+	c.respondList(c.w, c.req, out, l)
 	return nil
 }
 
 func (c *call) create() error {
-	out, err := negotiate(c.req, objectEndpoint)
+	out, err := c.negotiate(objectEndpoint)
 	if err != nil {
 		return err
 	}
@@ -142,7 +146,7 @@ func (c *call) create() error {
 	if err != nil {
 		return err
 	}
-	obj, err := c.decodeBody(c.req, c.gvk(), opts.FieldValidation)
+	obj, err := c.decode(opts.FieldValidation)
 	if err != nil {
 		return err
 	}
@@ -159,7 +163,7 @@ func (c *call) create() error {
 }
 
 func (c *call) createSubresource(sub *registry.Subresource) error {
-	out, err := negotiate(c.req, objectEndpoint)
+	out, err := c.negotiate(objectEndpoint)
 	if err != nil {
 		return err
 	}
@@ -167,7 +171,7 @@ func (c *call) createSubresource(sub *registry.Subresource) error {
 	if err != nil {
 		return err
 	}
-	obj, err := c.decodeBody(c.req, c.gvk(), opts.FieldValidation)
+	obj, err := c.decode(opts.FieldValidation)
 	if err != nil {
 		return err
 	}
@@ -179,7 +183,7 @@ func (c *call) createSubresource(sub *registry.Subresource) error {
 }
 
 func (c *call) update() error {
-	out, err := negotiate(c.req, objectEndpoint)
+	out, err := c.negotiate(objectEndpoint)
 	if err != nil {
 		return err
 	}
@@ -187,7 +191,7 @@ func (c *call) update() error {
 	if err != nil {
 		return err
 	}
-	obj, err := c.decodeBody(c.req, c.gvk(), opts.FieldValidation)
+	obj, err := c.decode(opts.FieldValidation)
 	if err != nil {
 		return err
 	}
@@ -228,7 +232,7 @@ func (c *call) checkName(obj runtime.Object) error {
 }
 
 func (c *call) delete() error {
-	out, err := negotiate(c.req, objectEndpoint)
+	out, err := c.negotiate(objectEndpoint)
 	if err != nil {
 		return err
 	}
@@ -249,7 +253,7 @@ func (c *call) delete() error {
 }
 
 func (c *call) deleteCollection() error {
-	out, err := negotiate(c.req, listEndpoint)
+	out, err := c.negotiate(listEndpoint)
 	if err != nil {
 		return err
 	}
@@ -265,7 +269,11 @@ func (c *call) deleteCollection() error {
 	if err != nil {
 		return err
 	}
-	c.respondList(c.w, c.req, out, newList(c.res.gvk, result))
+	l, err := newList(c.res, result)
+	if err != nil {
+		return err
+	}
+	c.respondList(c.w, c.req, out, l)
 	return nil
 }
 
@@ -274,7 +282,7 @@ func (c *call) respond(out output, code int, obj runtime.Object) error {
 	if status, ok := obj.(*metav1.Status); ok {
 		return c.respondPlain(out, code, typedStatus(*status))
 	}
-	obj, err := versioned(obj, c.gvk())
+	obj, err := versioned(c.res.kind, obj, c.gvk())
 	if err != nil {
 		return err
 	}

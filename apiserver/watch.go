@@ -23,7 +23,7 @@ import (
 // watch streams the changes of a resource until the client goes away, the
 // timeout is over, or the registry ends the watch.
 func (c *call) watch() error {
-	out, err := negotiate(c.req, watchEndpoint)
+	out, err := c.negotiate(watchEndpoint)
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (c *call) streamWatch(out output, events *registry.Watch) {
 	if err := flusher.Flush(); err != nil {
 		return
 	}
-	frames := &frameWriter{w: c.w, out: out, gvk: c.res.gvk, printer: c.printer}
+	frames := &frameWriter{w: c.w, out: out, kind: c.res.kind, gvk: c.res.gvk, printer: c.printer}
 	for {
 		ev, ok := <-events.C()
 		if !ok {
@@ -96,6 +96,7 @@ func (c *call) streamWatch(out output, events *registry.Watch) {
 type frameWriter struct {
 	w       io.Writer
 	out     output
+	kind    *registry.Kind
 	gvk     schema.GroupVersionKind
 	printer *printer
 
@@ -119,7 +120,7 @@ func (f *frameWriter) transform(obj runtime.Object) (runtime.Object, error) {
 	if status, ok := obj.(*metav1.Status); ok {
 		return typedStatus(*status), nil
 	}
-	obj, err := versioned(obj, f.gvk)
+	obj, err := versioned(f.kind, obj, f.gvk)
 	if err != nil {
 		return nil, err
 	}

@@ -37,6 +37,7 @@ import (
 	"edged/apiserver/registry/recorder"
 	"edged/controller/bootstrap"
 	"edged/controller/cronjob"
+	"edged/controller/customresource"
 	"edged/controller/daemonset"
 	"edged/controller/deployment"
 	"edged/controller/disruption"
@@ -83,6 +84,7 @@ func controllers(cfg Config) map[string]loop.Run {
 	return map[string]loop.Run{
 		"bootstrap":              bootstrap.Run(bootstrap.Config{Objects: cfg.BootstrapObjects, ServiceIP: cfg.ServiceIP, APIAddresses: cfg.APIAddresses}),
 		"cronjob":                cronjob.Run,
+		"customresource":         customresource.Run,
 		"daemonset":              daemonset.Run,
 		"deployment":             deployment.Run,
 		"disruption":             disruption.Run,

@@ -3,6 +3,7 @@ package codec
 import (
 	"fmt"
 
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/install"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -30,6 +31,10 @@ import (
 	_ "k8s.io/kubernetes/pkg/apis/storage/install"
 	_ "k8s.io/kubernetes/pkg/apis/storagemigration/install"
 )
+
+// Upstream has CustomResourceDefinitions in a scheme of their own, for a server
+// of their own.
+func init() { apiextensions.Install(legacyscheme.Scheme) }
 
 // Scheme knows the types of every group that edged serves, external and
 // internal, with upstream's conversions and defaults.

@@ -52,6 +52,7 @@ func All(cfg Config) []*registry.Kind {
 	all = append(all, flowControl()...)
 	all = append(all, storageMigration()...)
 	all = append(all, resources()...)
+	all = append(all, extensions()...)
 	return all
 }
 

@@ -50,9 +50,11 @@ type Cache struct {
 	store  Store
 	logger *slog.Logger
 	verify bool
-	sets   map[string]*Set // by prefix; constant after New
+	ready  chan struct{} // closed when the first load is done
 
-	ready chan struct{} // closed when the first load is done
+	// followMu is held while the store is read and while its events become
+	// changes, so that no set comes or goes in between. It is taken first.
+	followMu sync.Mutex
 
 	// applyMu is held while a batch is applied and subscribers are called.
 	applyMu sync.Mutex
@@ -60,7 +62,8 @@ type Cache struct {
 	// mu guards what follows, and every Set's state. It is taken after
 	// applyMu.
 	mu       sync.RWMutex
-	revision int64 // of the objects in the sets
+	revision int64           // of the objects in the sets
+	sets     map[string]*Set // by prefix; written with followMu held as well
 
 	// waitMu guards what follows. published <= revision: it moves after the
 	// subscribers were called.
@@ -90,7 +93,87 @@ func New(cfg Config) *Cache {
 }
 
 // Set returns the objects below prefix; nil if the cache has no such kind.
-func (c *Cache) Set(prefix string) *Set { return c.sets[prefix] }
+func (c *Cache) Set(prefix string) *Set {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.sets[prefix]
+}
+
+// Add begins to hold the objects of another kind and returns when they are
+// there. It must not be called before the cache is ready, nor by a subscriber.
+func (c *Cache) Add(ctx context.Context, k Kind) (*Set, error) {
+	for {
+		set, err := c.add(ctx, k)
+		if !errors.Is(err, ErrCompacted) {
+			return set, err
+		}
+		select { // the cache is far behind the store
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(resyncPause):
+		}
+	}
+}
+
+func (c *Cache) add(ctx context.Context, k Kind) (*Set, error) {
+	c.followMu.Lock()
+	defer c.followMu.Unlock()
+	if c.Set(k.Prefix) != nil {
+		return nil, fmt.Errorf("holding the objects below %s: they are held already", k.Prefix)
+	}
+	set := newSet(c, k)
+	revision := c.Revision()
+	var changes []change
+	for key := []byte(k.Prefix); ; {
+		resp, err := c.store.Range(ctx, &pb.RangeRequest{Key: key, RangeEnd: PrefixEnd([]byte(k.Prefix)), Limit: loadPage, Revision: revision, Serializable: true})
+		if err != nil {
+			return nil, fmt.Errorf("reading the objects below %s: %w", k.Prefix, err)
+		}
+		for _, kv := range resp.Kvs {
+			e, err := set.Decode(kv)
+			if err != nil {
+				c.logUnreadable(kv, err)
+				continue
+			}
+			changes = append(changes, update(set, nil, e))
+		}
+		if !resp.More || len(resp.Kvs) == 0 {
+			break
+		}
+		key = append(resp.Kvs[len(resp.Kvs)-1].Key, 0)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range changes {
+		set.apply(&changes[i])
+	}
+	set.feed.restart(revision)
+	c.sets[k.Prefix] = set
+	return set, nil
+}
+
+// Remove forgets a set. Its followers end as lost, its subscribers are told
+// that its objects are gone if tell is true: the kind is, and not only its
+// reading.
+func (c *Cache) Remove(set *Set, tell bool) {
+	c.followMu.Lock()
+	defer c.followMu.Unlock()
+	if c.Set(set.kind.Prefix) != set {
+		return
+	}
+	c.applyMu.Lock()
+	defer c.applyMu.Unlock()
+	if tell {
+		for _, ch := range set.difference(nil, c.Revision()) {
+			set.tell(ch.event)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sets, set.kind.Prefix)
+	set.gone = true
+	set.feed.restart(c.revision)
+}
 
 // Run loads the store and follows it until ctx ends.
 func (c *Cache) Run(ctx context.Context) error {
@@ -184,6 +267,8 @@ func (c *Cache) publish(revision int64) {
 // load reads all objects at one revision and makes the sets equal to it. It
 // returns the revision from which to follow.
 func (c *Cache) load(ctx context.Context) (next int64, err error) {
+	c.followMu.Lock()
+	defer c.followMu.Unlock()
 	var (
 		revision int64
 		found    = make(map[*Set][]*Entry, len(c.sets))
@@ -242,14 +327,21 @@ func (c *Cache) follow(ctx context.Context, next int64) error {
 		if err != nil {
 			return err
 		}
-		changes := make([]change, 0, len(b.Events))
-		for _, ev := range b.Events {
-			if ch, ok := c.change(ev, changes); ok {
-				changes = append(changes, ch)
-			}
-		}
-		c.apply(b.Revision, changes)
+		c.take(b)
 	}
+}
+
+// take applies the events of a batch.
+func (c *Cache) take(b Batch) {
+	c.followMu.Lock()
+	defer c.followMu.Unlock()
+	changes := make([]change, 0, len(b.Events))
+	for _, ev := range b.Events {
+		if ch, ok := c.change(ev, changes); ok {
+			changes = append(changes, ch)
+		}
+	}
+	c.apply(b.Revision, changes)
 }
 
 // change is what one event does to a set.
@@ -306,7 +398,8 @@ func (c *Cache) apply(revision int64, changes []change) {
 	c.publish(revision)
 }
 
-// find returns the set that key belongs to, and the key within it.
+// find returns the set that key belongs to, and the key within it. followMu is
+// held.
 func (c *Cache) find(key []byte) (*Set, string) {
 	k := string(key)
 	rest, ok := strings.CutPrefix(k, Root)
@@ -337,10 +430,14 @@ func (c *Cache) decode(kv *mvccpb.KeyValue) (*Entry, *Set) {
 	}
 	e, err := set.decode(key, kv)
 	if err != nil {
-		c.logger.Error("stored object cannot be read and is left out", "key", string(kv.Key), "rev", kv.ModRevision, "err", err)
+		c.logUnreadable(kv, err)
 		return nil, nil
 	}
 	return e, set
+}
+
+func (c *Cache) logUnreadable(kv *mvccpb.KeyValue, err error) {
+	c.logger.Error("stored object cannot be read and is left out", "key", string(kv.Key), "rev", kv.ModRevision, "err", err)
 }
 
 // restartFeeds ends every follower with ErrLost: what happened between the

@@ -50,6 +50,9 @@ func (s *Set) Follow(after int64) (*Follower, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f := &s.feed
+	if s.gone {
+		return nil, ErrLost
+	}
 	if after < f.floor {
 		return nil, ErrBehind
 	}

@@ -3,6 +3,7 @@ package objcache
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/google/btree"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 )
@@ -47,6 +49,7 @@ type Set struct {
 	tree    *btree.BTreeG[*Entry]
 	indexes map[string]map[string][]*Entry
 	feed    feed
+	gone    bool // no longer one of the cache's
 
 	subs []*subscription // guarded by cache.applyMu
 }
@@ -224,9 +227,16 @@ func deleted(key string, old runtime.Object, revision int64) Event {
 	return Event{Type: watch.Deleted, Key: key, Object: last, Old: old, Revision: revision}
 }
 
-// ShallowCopy copies the object's struct: its top-level fields can be set,
-// what they point to is shared.
+// ShallowCopy copies the object's struct: its top-level fields and its metadata
+// can be set, what they point to is shared.
 func ShallowCopy(obj runtime.Object) runtime.Object {
+	if u, ok := obj.(*unstructured.Unstructured); ok {
+		top := maps.Clone(u.Object)
+		if m, ok := top["metadata"].(map[string]any); ok {
+			top["metadata"] = maps.Clone(m)
+		}
+		return &unstructured.Unstructured{Object: top}
+	}
 	v := reflect.New(reflect.TypeOf(obj).Elem())
 	v.Elem().Set(reflect.ValueOf(obj).Elem())
 	return v.Interface().(runtime.Object)
@@ -277,6 +287,13 @@ func (e *Entry) check() {
 }
 
 func image(obj runtime.Object) []byte {
+	if u, ok := obj.(*unstructured.Unstructured); ok {
+		data, err := u.MarshalJSON()
+		if err != nil {
+			return nil
+		}
+		return data
+	}
 	m, ok := obj.(runtime.ProtobufMarshaller)
 	if !ok {
 		return nil

@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
 
 	"github.com/munnerz/goautoneg"
+	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
 //go:embed spec
@@ -26,46 +28,74 @@ const (
 	typeV2ProtoOlder = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
 )
 
+// Schemas are the schemas of a group version's document ("apis/apps/v1") by
+// their names, read anew each time.
+func Schemas(groupVersion string) (map[string]*spec.Schema, error) {
+	f, err := specs.Open("spec/" + fileName(groupVersion) + ".json.gz")
+	if err != nil {
+		return nil, fmt.Errorf("reading the schemas of %s: %w", groupVersion, err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return nil, fmt.Errorf("reading the schemas of %s: %w", groupVersion, err)
+	}
+	var doc struct {
+		Components struct {
+			Schemas map[string]*spec.Schema `json:"schemas"`
+		} `json:"components"`
+	}
+	if err := json.NewDecoder(z).Decode(&doc); err != nil {
+		return nil, fmt.Errorf("reading the schemas of %s: %w", groupVersion, err)
+	}
+	return doc.Components.Schemas, nil
+}
+
 // Handler serves the documents.
 type Handler struct {
 	index     []byte
 	indexHash string
 	hashes    map[string]string // by group version path, e.g. apis/apps/v1
+	extra     Extra             // nil: there is none
 }
 
 // New returns a handler for the group versions for which served returns true;
-// their form is "api/v1" and "apis/apps/v1".
-func New(served func(groupVersion string) bool) (*Handler, error) {
+// their form is "api/v1" and "apis/apps/v1". extra, if not nil, adds to them.
+func New(served func(groupVersion string) bool, extra Extra) (*Handler, error) {
 	data, err := specs.ReadFile("spec/hashes.json")
 	if err != nil {
 		return nil, fmt.Errorf("reading the embedded OpenAPI index: %w", err)
 	}
-	h := &Handler{}
+	h := &Handler{extra: extra}
 	if err := json.Unmarshal(data, &h.hashes); err != nil {
 		return nil, fmt.Errorf("reading the embedded OpenAPI index: %w", err)
 	}
+	maps.DeleteFunc(h.hashes, func(path, _ string) bool { return isGroupVersion(path) && !served(path) })
+	if h.index, err = h.newIndex(nil); err != nil {
+		return nil, err
+	}
+	h.indexHash = fmt.Sprintf("%X", sha512.Sum512(h.index))
+	return h, nil
+}
+
+// newIndex lists the documents of version 3.
+func (h *Handler) newIndex(more map[string]string) ([]byte, error) {
 	type relative struct {
 		URL string `json:"serverRelativeURL"`
 	}
 	index := struct {
 		Paths map[string]relative `json:"paths"`
 	}{map[string]relative{}}
-	for path, hash := range h.hashes {
-		if path == v2Name {
-			continue
+	for _, hashes := range []map[string]string{more, h.hashes} {
+		for path, hash := range hashes {
+			if path == v2Name {
+				continue
+			}
+			u := url.URL{Path: "/openapi/v3/" + path, RawQuery: url.Values{"hash": {hash}}.Encode()}
+			index.Paths[path] = relative{u.String()}
 		}
-		if isGroupVersion(path) && !served(path) {
-			delete(h.hashes, path)
-			continue
-		}
-		u := url.URL{Path: "/openapi/v3/" + path, RawQuery: url.Values{"hash": {hash}}.Encode()}
-		index.Paths[path] = relative{u.String()}
 	}
-	if h.index, err = json.Marshal(index); err != nil {
-		return nil, err
-	}
-	h.indexHash = fmt.Sprintf("%X", sha512.Sum512(h.index))
-	return h, nil
+	return json.Marshal(index)
 }
 
 const v2Name = "v2"
@@ -83,24 +113,44 @@ func isGroupVersion(path string) bool {
 // ServeHTTP answers a GET of /openapi/...
 func (h *Handler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	path := strings.TrimSuffix(req.URL.Path, "/")
+	var more map[string]string
+	if h.extra != nil {
+		more = h.extra.GroupVersions()
+	}
 	switch {
 	case path == "/openapi/v3":
-		w.Header().Set("Content-Type", typeJSON)
-		if notModified(w, req, h.indexHash) {
-			return
-		}
-		w.Write(h.index)
+		h.serveIndex(w, req, more)
 	case strings.HasPrefix(path, "/openapi/v3/"):
-		h.serveGroup(w, req, strings.TrimPrefix(path, "/openapi/v3/"))
+		h.serveGroup(w, req, strings.TrimPrefix(path, "/openapi/v3/"), more)
 	case path == "/openapi/v2":
-		h.serveV2(w, req)
+		h.serveV2(w, req, extraHash(more))
 	default:
 		http.NotFound(w, req)
 	}
 }
 
-func (h *Handler) serveGroup(w http.ResponseWriter, req *http.Request, group string) {
+func (h *Handler) serveIndex(w http.ResponseWriter, req *http.Request, more map[string]string) {
+	index, hash := h.index, h.indexHash
+	if len(more) > 0 {
+		var err error
+		if index, err = h.newIndex(more); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		hash = fmt.Sprintf("%X", sha512.Sum512(index))
+	}
+	w.Header().Set("Content-Type", typeJSON)
+	if !notModified(w, req, hash) {
+		w.Write(index)
+	}
+}
+
+func (h *Handler) serveGroup(w http.ResponseWriter, req *http.Request, group string, more map[string]string) {
 	hash, ok := h.hashes[group]
+	if extra, isExtra := more[group]; isExtra && !ok {
+		h.serveExtra(w, req, group, extra)
+		return
+	}
 	if !ok || group == v2Name {
 		http.NotFound(w, req)
 		return
@@ -108,20 +158,30 @@ func (h *Handler) serveGroup(w http.ResponseWriter, req *http.Request, group str
 	if negotiate(w, req, typeJSON) == "" {
 		return
 	}
-	// A client that names the right hash may keep the document for ever.
-	if want := req.URL.Query().Get("hash"); want != "" {
-		if want != hash {
-			u := url.URL{Path: req.URL.Path, RawQuery: url.Values{"hash": {hash}}.Encode()}
-			http.Redirect(w, req, u.String(), http.StatusMovedPermanently)
-			return
-		}
-		w.Header().Set("Cache-Control", "public, immutable")
+	if redirected(w, req, hash) {
+		return
 	}
 	w.Header().Set("Content-Type", typeJSON)
 	serveFile(w, req, fileName(group)+".json.gz", hash)
 }
 
-func (h *Handler) serveV2(w http.ResponseWriter, req *http.Request) {
+// redirected: a client that names the right hash may keep the document for
+// ever, one that names another is sent to the right one.
+func redirected(w http.ResponseWriter, req *http.Request, hash string) bool {
+	want := req.URL.Query().Get("hash")
+	if want == "" {
+		return false
+	}
+	if want != hash {
+		u := url.URL{Path: req.URL.Path, RawQuery: url.Values{"hash": {hash}}.Encode()}
+		http.Redirect(w, req, u.String(), http.StatusMovedPermanently)
+		return true
+	}
+	w.Header().Set("Cache-Control", "public, immutable")
+	return false
+}
+
+func (h *Handler) serveV2(w http.ResponseWriter, req *http.Request, more string) {
 	name := "v2.json.gz"
 	t := negotiate(w, req, typeJSON, typeV2Proto, typeV2ProtoOlder)
 	switch t {
@@ -131,6 +191,10 @@ func (h *Handler) serveV2(w http.ResponseWriter, req *http.Request) {
 		name, t = "v2.pb.gz", typeV2Proto
 	}
 	w.Header().Set("Content-Type", t)
+	if more != "" {
+		h.serveV2With(w, req, t, name, h.hashes[v2Name][:16]+more[:32])
+		return
+	}
 	serveFile(w, req, name, h.hashes[v2Name])
 }
 

@@ -1,6 +1,9 @@
 package registry
 
 import (
+	"slices"
+	"sync"
+
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 
@@ -16,18 +19,72 @@ type AnyEvent struct {
 	Object, Old runtime.Object
 }
 
-// SubscribeAll is Client.Subscribe for every kind at once. The order of
-// changes holds within a kind; objects that exist are told kind by kind.
+// everything is who subscribed to all kinds.
+type everything struct {
+	mu    sync.Mutex
+	kinds []*Kind
+	subs  map[*anySubscription]struct{}
+}
+
+type anySubscription struct {
+	fn      func(AnyEvent)
+	cancels map[*Kind]func()
+}
+
+// SubscribeAll is Client.Subscribe for every kind at once, those that come
+// later too. The order of changes holds within a kind; objects that exist are
+// told kind by kind, and again when their kind is described anew.
 func (r *Registry) SubscribeAll(fn func(AnyEvent)) (cancel func()) {
-	var cancels []func()
-	for _, k := range r.Kinds() {
-		cancels = append(cancels, k.set.Subscribe(func(e objcache.Event) {
-			fn(AnyEvent{Kind: k, Type: e.Type, Object: e.Object, Old: e.Old})
-		}))
+	a := &r.all
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	sub := &anySubscription{fn: fn, cancels: map[*Kind]func(){}}
+	for _, k := range a.kinds {
+		sub.begin(k)
 	}
+	if a.subs == nil {
+		a.subs = map[*anySubscription]struct{}{}
+	}
+	a.subs[sub] = struct{}{}
 	return func() {
-		for _, c := range cancels {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.subs, sub)
+		for _, c := range sub.cancels {
 			c()
+		}
+	}
+}
+
+func (s *anySubscription) begin(k *Kind) {
+	s.cancels[k] = k.set.Subscribe(func(e objcache.Event) {
+		s.fn(AnyEvent{Kind: k, Type: e.Type, Object: e.Object, Old: e.Old})
+	})
+}
+
+// begin takes a kind in, in place of old.
+func (a *everything) begin(k, old *Kind) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.remove(old)
+	a.kinds = append(a.kinds, k)
+	for s := range a.subs {
+		s.begin(k)
+	}
+}
+
+func (a *everything) end(k *Kind) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.remove(k)
+}
+
+func (a *everything) remove(k *Kind) {
+	a.kinds = slices.DeleteFunc(a.kinds, func(have *Kind) bool { return have == k })
+	for s := range a.subs {
+		if c := s.cancels[k]; c != nil {
+			c()
+			delete(s.cancels, k)
 		}
 	}
 }

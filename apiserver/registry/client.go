@@ -30,7 +30,7 @@ type Event[T runtime.Object] struct {
 // that is a bug in the caller.
 func For[T runtime.Object](r *Registry) Client[T] {
 	typ := reflect.TypeFor[T]()
-	k := r.table.byType[typ]
+	k := r.rows().byType[typ]
 	if k == nil {
 		panic(fmt.Sprintf("registry: no kind has type %v", typ))
 	}

@@ -12,8 +12,6 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
-
-	"edged/apiserver/codec"
 )
 
 // maxNameAttempts is upstream's: with eight tries a million names of one
@@ -99,7 +97,7 @@ func (r *Registry) prepareCreate(c *call, obj runtime.Object, opts *CreateOption
 	if m.GetGenerateName() != "" && m.GetName() == "" {
 		m.SetName(c.kind.Strategy.GenerateName(m.GetGenerateName()))
 	}
-	codec.Default(obj)
+	c.kind.setDefaults(obj)
 	if obj, err = c.kind.toStorage(obj); err != nil {
 		return nil, nil, apierrors.NewBadRequest(err.Error())
 	}
@@ -110,7 +108,7 @@ func (r *Registry) prepareCreate(c *call, obj runtime.Object, opts *CreateOption
 	if err := r.admit(c.ctx, attrs); err != nil {
 		return nil, nil, err
 	}
-	internal, err := codec.ToInternal(attrs.Object)
+	internal, err := c.kind.toInternal(attrs.Object)
 	if err != nil {
 		return nil, nil, apierrors.NewInternalError(err)
 	}
@@ -204,7 +202,7 @@ func (r *Registry) admit(ctx context.Context, a *Attributes) error {
 		return err
 	}
 	if a.Object != nil {
-		codec.Default(a.Object)
+		a.Kind.setDefaults(a.Object)
 	}
 	return nil
 }

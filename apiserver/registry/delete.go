@@ -15,7 +15,6 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/registry/rest"
 
-	"edged/apiserver/codec"
 	"edged/apiserver/objcache"
 )
 
@@ -65,7 +64,7 @@ func (r *Registry) tryDelete(c *call, e *objcache.Entry, opts metav1.DeleteOptio
 	if err := r.validate(c.ctx, attrs); err != nil {
 		return nil, false, err
 	}
-	internal, err := codec.ToInternal(e.Object.DeepCopyObject())
+	internal, err := c.kind.toInternal(e.Object.DeepCopyObject())
 	if err != nil {
 		return nil, false, apierrors.NewInternalError(err)
 	}
@@ -143,7 +142,7 @@ func (r *Registry) remove(c *call, e *objcache.Entry) (revision int64, won bool,
 	full := c.kind.keyPrefix() + e.Key
 	tx.compare(full, e.Revision)
 	if c.kind.Transact != nil {
-		old, err := codec.ToInternal(e.Object.DeepCopyObject())
+		old, err := c.kind.toInternal(e.Object.DeepCopyObject())
 		if err != nil {
 			return 0, false, apierrors.NewInternalError(err)
 		}

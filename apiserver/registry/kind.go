@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apiserver/pkg/registry/rest"
 
 	"edged/apiserver/codec"
@@ -37,6 +39,7 @@ type Kind struct {
 	Served     []schema.GroupVersion
 	Resource   string
 	Singular   string
+	ListKind   string // the kind's name and "List" if empty
 	ShortNames []string
 	Categories []string
 	Namespaced bool
@@ -80,11 +83,17 @@ type Kind struct {
 	// BeforeDelete says how a deletion goes on; it sees a private copy of the
 	// object, which it changes for DeleteMark. nil: DeleteGo.
 	BeforeDelete func(obj runtime.Object, now metav1.Time) DeleteStep
+	// Custom makes the kind's objects if their type is not in the scheme; New,
+	// NewList and Fields are then not set.
+	Custom Custom
+	// TypeConverter knows for server-side apply how the kind's fields merge, if
+	// client-go's schema does not.
+	TypeConverter func() (managedfields.TypeConverter, error)
 	// NoGarbageCollection keeps deletion from setting the garbage collector's
 	// finalizers, as upstream does for events.
 	NoGarbageCollection bool
 
-	codec   *codec.Kind
+	codec   objectCodec
 	set     *objcache.Set
 	virtual func() []runtime.Object // see SetVirtual
 }
@@ -129,7 +138,7 @@ func (k *Kind) GroupResource() schema.GroupResource {
 
 // ServedVersions are the group versions under which the kind is offered.
 func (k *Kind) ServedVersions() []schema.GroupVersion {
-	if len(k.Served) > 0 {
+	if len(k.Served) > 0 || k.Custom != nil {
 		return k.Served
 	}
 	return []schema.GroupVersion{k.GVK.GroupVersion()}
@@ -162,8 +171,8 @@ func (k *Kind) key(ns, name string) string {
 	return name
 }
 
-// fieldSet are all selectable fields of obj.
-func (k *Kind) fieldSet(obj runtime.Object) fields.Set {
+// fieldSet are all selectable fields of obj as of the given version.
+func (k *Kind) fieldSet(obj runtime.Object, gvk schema.GroupVersionKind) fields.Set {
 	m, err := meta.Accessor(obj)
 	if err != nil {
 		return nil
@@ -172,11 +181,14 @@ func (k *Kind) fieldSet(obj runtime.Object) fields.Set {
 	if k.Namespaced {
 		set["metadata.namespace"] = m.GetNamespace()
 	}
-	if k.Fields != nil {
-		for name, v := range k.Fields(obj) {
-			set[name] = v
-		}
+	var own fields.Set
+	switch {
+	case k.Custom != nil:
+		own = k.Custom.Fields(obj, gvk)
+	case k.Fields != nil:
+		own = k.Fields(obj)
 	}
+	maps.Copy(set, own)
 	return set
 }
 
@@ -194,13 +206,21 @@ func newTable(kinds []*Kind) (*table, error) {
 		byType:     make(map[reflect.Type]*Kind, len(kinds)),
 	}
 	for _, k := range kinds {
-		k.codec = codec.NewKind(k.GVK, k.New)
-		typ := reflect.TypeOf(k.New())
-		if t.byType[typ] != nil {
-			return nil, fmt.Errorf("table of kinds: %v has two rows", typ)
+		groups := k.ServedVersions()
+		if k.Custom != nil {
+			k.New, k.codec = k.newCustom, k.Custom
+			groups = append(groups, k.GVK.GroupVersion())
+		} else {
+			if k.codec == nil {
+				k.codec = codec.NewKind(k.GVK, k.New)
+			}
+			typ := reflect.TypeOf(k.New())
+			if t.byType[typ] != nil {
+				return nil, fmt.Errorf("table of kinds: %v has two rows", typ)
+			}
+			t.byType[typ] = k
 		}
-		t.byType[typ] = k
-		for _, gv := range k.ServedVersions() {
+		for _, gv := range groups {
 			gr := schema.GroupResource{Group: gv.Group, Resource: k.Resource}
 			if other := t.byResource[gr]; other != nil && other != k {
 				return nil, fmt.Errorf("table of kinds: %s has two rows", gr)

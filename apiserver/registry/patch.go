@@ -55,6 +55,9 @@ func (r *Registry) Patch(ctx context.Context, gr schema.GroupResource, ns, name,
 	case types.JSONPatchType, types.MergePatchType:
 		mutate = p.existing(name, func(cur runtime.Object) (runtime.Object, error) { return p.json(patchType, cur) })
 	case types.StrategicMergePatchType:
+		if c.kind.Custom != nil && sub != "scale" {
+			return nil, false, apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch", gr, name, "the resource has no types that a strategic merge patch could go by", 0, false)
+		}
 		mutate = p.existing(name, p.strategic)
 	case types.ApplyYAMLPatchType:
 		if opts.FieldManager == "" {
@@ -128,7 +131,7 @@ func (p *patcher) existing(name string, fn func(runtime.Object) (runtime.Object,
 		if m.GetUID() == "" {
 			return nil, apierrors.NewNotFound(p.c.gr, name)
 		}
-		versioned, err := codec.ToVersion(cur, p.gvk)
+		versioned, err := p.c.kind.ToVersion(cur, p.gvk)
 		if err != nil {
 			return nil, apierrors.NewInternalError(err)
 		}
@@ -177,6 +180,15 @@ func (p *patcher) json(patchType types.PatchType, cur runtime.Object) (runtime.O
 	}
 	if err != nil {
 		return nil, err
+	}
+	if p.c.kind.isCustom(cur) {
+		obj, err := p.c.kind.Custom.Read(after, false, p.strict(), p.gvk.GroupVersion())
+		if strict, ok := runtime.AsStrictDecodingError(err); ok {
+			found = append(found, strict.Errors()...)
+		} else if err != nil {
+			return nil, invalidPatch(string(after), err)
+		}
+		return obj, p.judge(found, string(after))
 	}
 	obj, err := codec.Scheme().New(p.gvk)
 	if err != nil {

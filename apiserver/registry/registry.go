@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -96,13 +98,17 @@ type Config struct {
 // Registry serves the API. See the package comment.
 type Registry struct {
 	store     Store
-	table     *table
 	cache     *objcache.Cache
 	admission Admission
 	logger    *slog.Logger
 	now       func() time.Time
 	leases    leaser
 	tracker   tracker
+
+	table        atomic.Pointer[table]
+	tableVersion atomic.Int64
+	changeMu     sync.Mutex // held while the table changes
+	all          everything
 }
 
 // Now is the clock that times in objects are of.
@@ -114,7 +120,7 @@ func New(cfg Config) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Registry{store: cfg.Store, table: t, admission: cfg.Admission, logger: cfg.Logger, now: cfg.Clock}
+	r := &Registry{store: cfg.Store, admission: cfg.Admission, logger: cfg.Logger, now: cfg.Clock}
 	if r.logger == nil {
 		r.logger = slog.New(slog.DiscardHandler)
 	}
@@ -128,7 +134,11 @@ func New(cfg Config) (*Registry, error) {
 	r.cache = objcache.New(objcache.Config{Store: cfg.Store, Kinds: cached, Logger: r.logger, Verify: cfg.VerifyCache})
 	for _, k := range t.kinds {
 		k.set = r.cache.Set(k.keyPrefix())
+		if !k.Hidden {
+			r.all.begin(k, nil)
+		}
 	}
+	r.publish(t)
 	return r, nil
 }
 
@@ -144,12 +154,12 @@ func (r *Registry) WaitReady(ctx context.Context) error { return r.cache.WaitRea
 
 // Kinds is the table, in order, without what is hidden from the API.
 func (r *Registry) Kinds() []*Kind {
-	return slices.DeleteFunc(slices.Clone(r.table.kinds), func(k *Kind) bool { return k.Hidden })
+	return slices.DeleteFunc(slices.Clone(r.rows().kinds), func(k *Kind) bool { return k.Hidden })
 }
 
 // Kind returns the row of a resource, under any group that serves it.
 func (r *Registry) Kind(gr schema.GroupResource) (*Kind, bool) {
-	k, ok := r.table.byResource[gr]
+	k, ok := r.rows().byResource[gr]
 	return k, ok && !k.Hidden
 }
 
@@ -158,7 +168,7 @@ func (r *Registry) Revision() int64 { return r.cache.Revision() }
 
 // Objects is the number of cached objects of a resource.
 func (r *Registry) Objects(gr schema.GroupResource) int {
-	if k := r.table.byResource[gr]; k != nil {
+	if k := r.rows().byResource[gr]; k != nil {
 		return k.set.Len()
 	}
 	return 0
@@ -187,7 +197,7 @@ type call struct {
 // begin resolves the resource and gives the context what strategies read from
 // it.
 func (r *Registry) begin(ctx context.Context, verb string, gr schema.GroupResource, ns, name, sub string) (*call, error) {
-	k := r.table.byResource[gr]
+	k := r.rows().byResource[gr]
 	if k == nil || k.Hidden {
 		return nil, apierrors.NewNotFound(gr, name)
 	}

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"fmt"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -11,15 +10,15 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"edged/apiserver/codec"
 	"edged/apiserver/objcache"
 )
 
 // selection is what a list or watch asks for, in terms of the cache.
 type selection struct {
 	kind   *Kind
-	labels labels.Selector // nil: all
-	fields fields.Selector // nil: all
+	gvk    schema.GroupVersionKind // as requested
+	labels labels.Selector         // nil: all
+	fields fields.Selector         // nil: all
 	// prefix of the keys that can match; exact: there is at most one.
 	prefix string
 	exact  bool
@@ -29,15 +28,14 @@ type selection struct {
 // newSelection translates field names of the requested version, as upstream
 // does with the same errors, and narrows the keys to look at.
 func newSelection(c *call, opts *ListOptions) (*selection, error) {
-	s := &selection{kind: c.kind}
+	s := &selection{kind: c.kind, gvk: schema.GroupVersionKind{Group: c.gr.Group, Version: c.version(), Kind: c.kind.GVK.Kind}}
 	if opts.LabelSelector != nil && !opts.LabelSelector.Empty() {
 		s.labels = opts.LabelSelector
 	}
 	ns := c.ns
 	if opts.FieldSelector != nil && !opts.FieldSelector.Empty() {
-		gvk := schema.GroupVersionKind{Group: c.gr.Group, Version: c.version(), Kind: c.kind.GVK.Kind}
 		translated, err := opts.FieldSelector.Transform(func(label, value string) (string, string, error) {
-			return codec.Scheme().ConvertFieldLabel(gvk, label, value)
+			return c.kind.fieldLabel(s.gvk, label, value)
 		})
 		if err != nil {
 			return nil, apierrors.NewBadRequest(err.Error())
@@ -91,15 +89,5 @@ func (s *selection) matches(obj runtime.Object) bool {
 			return false
 		}
 	}
-	return s.fields == nil || s.fields.Matches(s.kind.fieldSet(obj))
-}
-
-// CheckFields reports a selector that the resource does not support.
-func (r *Registry) CheckFields(gvk schema.GroupVersionKind, sel fields.Selector) error {
-	for _, req := range sel.Requirements() {
-		if _, _, err := codec.Scheme().ConvertFieldLabel(gvk, req.Field, req.Value); err != nil {
-			return apierrors.NewBadRequest(fmt.Sprint(err))
-		}
-	}
-	return nil
+	return s.fields == nil || s.fields.Matches(s.kind.fieldSet(obj, s.gvk))
 }

@@ -38,8 +38,9 @@ type tracker struct {
 }
 
 type managerKey struct {
-	gvk schema.GroupVersionKind
-	sub string
+	kind *Kind
+	gvk  schema.GroupVersionKind
+	sub  string
 }
 
 // manager returns the field manager for requests of this version of the kind
@@ -52,7 +53,7 @@ func (t *tracker) manager(c *call, gvk schema.GroupVersionKind) (*managedfields.
 	} else {
 		t.idle.Reset(trackerIdle)
 	}
-	key := managerKey{gvk: gvk, sub: c.sub}
+	key := managerKey{kind: c.kind, gvk: gvk, sub: c.sub}
 	if m := t.managers[key]; m != nil {
 		return m, nil
 	}
@@ -74,7 +75,18 @@ func (t *tracker) forget() {
 }
 
 func newFieldManager(c *call, gvk schema.GroupVersionKind) (*managedfields.FieldManager, error) {
+	if c.kind.Custom != nil && gvk.GroupKind() == c.kind.GVK.GroupKind() {
+		return c.kind.Custom.FieldManager(gvk, c.sub, c.resetFilter())
+	}
 	scheme := codec.Scheme()
+	hub := schema.GroupVersion{Group: gvk.Group, Version: runtime.APIVersionInternal}
+	if c.kind.TypeConverter != nil && gvk.GroupKind() == c.kind.GVK.GroupKind() {
+		converter, err := c.kind.TypeConverter()
+		if err != nil {
+			return nil, err
+		}
+		return managedfields.NewDefaultFieldManager(converter, scheme, scheme, scheme, gvk, hub, c.sub, c.resetFilter())
+	}
 	gvks := []schema.GroupVersionKind{gvk}
 	if gvk.Kind == c.kind.GVK.Kind {
 		for _, gv := range c.kind.ServedVersions() {
@@ -93,7 +105,6 @@ func newFieldManager(c *call, gvk schema.GroupVersionKind) (*managedfields.Field
 	if err != nil {
 		return nil, err
 	}
-	hub := schema.GroupVersion{Group: gvk.Group, Version: runtime.APIVersionInternal}
 	converter := managedfields.NewSchemeTypeConverter(scheme, parser)
 	return managedfields.NewDefaultFieldManager(converter, scheme, scheme, scheme, gvk, hub, c.sub, c.resetFilter())
 }
@@ -158,11 +169,11 @@ func (r *Registry) trackUpdate(c *call, old, obj runtime.Object, manager string)
 	if err != nil {
 		return nil, apierrors.NewInternalError(err)
 	}
-	live, err := codec.ToInternal(old.DeepCopyObject())
+	live, err := c.kind.toHub(old.DeepCopyObject(), gvk)
 	if err != nil {
 		return nil, apierrors.NewInternalError(err)
 	}
-	internal, err := codec.ToInternal(obj)
+	internal, err := c.kind.toHub(obj, gvk)
 	if err != nil {
 		return nil, apierrors.NewInternalError(err)
 	}
@@ -217,9 +228,9 @@ func (r *Registry) apply(p *patcher, cur runtime.Object, opts PatchOptions) (run
 	if creating {
 		// Not the internal version, in which fields without a pointer would
 		// count as set by somebody.
-		live, err = codec.Scheme().New(p.gvk)
+		live, err = p.c.kind.newObject(p.gvk)
 	} else {
-		live, err = codec.ToInternal(cur)
+		live, err = p.c.kind.toHub(cur, p.gvk)
 	}
 	if err != nil {
 		return nil, apierrors.NewInternalError(err)

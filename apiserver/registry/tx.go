@@ -10,7 +10,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"edged/apiserver/codec"
 	"edged/apiserver/objcache"
 )
 
@@ -84,7 +83,7 @@ func (tx *Tx) Delete(gr schema.GroupResource, ns, name string) {
 }
 
 func (tx *Tx) kind(gr schema.GroupResource) *Kind {
-	k := tx.r.table.byResource[gr]
+	k := tx.r.rows().byResource[gr]
 	if k == nil {
 		panic(fmt.Sprintf("registry: transaction on %s, which is not in the table of kinds", gr))
 	}
@@ -164,9 +163,4 @@ func setVersion(obj runtime.Object, revision int64) error {
 	}
 	m.SetResourceVersion(strconv.FormatInt(revision, 10))
 	return nil
-}
-
-// toStorage converts obj, which the caller owns, to the kind's storage version.
-func (k *Kind) toStorage(obj runtime.Object) (runtime.Object, error) {
-	return codec.ToVersion(obj, k.GVK)
 }

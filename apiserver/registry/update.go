@@ -18,7 +18,6 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/registry/rest"
 
-	"edged/apiserver/codec"
 	"edged/apiserver/objcache"
 )
 
@@ -183,7 +182,7 @@ func (r *Registry) prepareUpdate(c *call, strategy rest.RESTUpdateStrategy, name
 	if err := checkVersion(c, strategy, name, e, obj); err != nil {
 		return nil, nil, err
 	}
-	codec.Default(obj)
+	c.kind.setDefaults(obj)
 	obj, err := c.kind.toStorage(obj)
 	if err != nil {
 		return nil, nil, apierrors.NewBadRequest(err.Error())
@@ -204,11 +203,11 @@ func (r *Registry) prepareUpdate(c *call, strategy rest.RESTUpdateStrategy, name
 			return nil, nil, err
 		}
 	}
-	internal, err := codec.ToInternal(attrs.Object)
+	internal, err := c.kind.toInternal(attrs.Object)
 	if err != nil {
 		return nil, nil, apierrors.NewInternalError(err)
 	}
-	old, err := codec.ToInternal(e.Object.DeepCopyObject())
+	old, err := c.kind.toInternal(e.Object.DeepCopyObject())
 	if err != nil {
 		return nil, nil, apierrors.NewInternalError(err)
 	}

@@ -16,7 +16,7 @@ import (
 // revision. A stored object of the same name is shown in their place. It must be
 // called before anything is read.
 func (r *Registry) SetVirtual(gr schema.GroupResource, objects func() []runtime.Object) {
-	if k := r.table.byResource[gr]; k != nil {
+	if k := r.rows().byResource[gr]; k != nil {
 		k.virtual = objects
 	}
 }

@@ -28,6 +28,7 @@ import (
 	"edged/apiserver/admission"
 	"edged/apiserver/authn"
 	"edged/apiserver/authz"
+	"edged/apiserver/crd"
 	"edged/apiserver/kinds"
 	"edged/apiserver/registry"
 	"edged/cluster/join"
@@ -113,8 +114,9 @@ func (d *device) openAPI() (err error) {
 	d.kubelets = &http.Transport{TLSClientConfig: d.identity.KubeletClientTLS(), IdleConnTimeout: 30 * time.Second, MaxIdleConnsPerHost: 2, TLSHandshakeTimeout: 10 * time.Second}
 	d.onClose(func() error { d.kubelets.CloseIdleConnections(); return nil })
 	d.openBackups()
+	d.custom = crd.New(crd.Config{Registry: d.registry, Logger: d.log})
 	d.api, err = apiserver.New(apiserver.Config{
-		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d,
+		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d, Custom: d.custom,
 		Version: apiVersion(), ServerAddress: fmt.Sprintf("%s:%d", d.nodeIP, c.parsed.api.Port()),
 		Ready: d.readiness, Logger: d.log,
 		Metrics: metricsHandler(storeCollector(d.store), counts.requests, counts.writes, backupMetrics{d}), Observe: counts.observe,

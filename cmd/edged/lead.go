@@ -11,6 +11,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/authz"
@@ -31,6 +33,7 @@ func (d *device) lead(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the bootstrap roles: %w", err)
 	}
+	bootstrap = append(bootstrap, d.serviceCIDR())
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	d.store.RunWhileLeader(ctx, func(ctx context.Context) {
@@ -74,6 +77,15 @@ func (d *device) lead(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// serviceCIDR tells what the Service range is.
+func (d *device) serviceCIDR() *networkingv1.ServiceCIDR {
+	out := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}}
+	for _, p := range d.cfg.parsed.serviceCIDRs {
+		out.Spec.CIDRs = append(out.Spec.CIDRs, p.String())
+	}
+	return out
 }
 
 const (

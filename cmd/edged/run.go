@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver"
+	"edged/apiserver/crd"
 	"edged/apiserver/registry"
 	"edged/apiserver/registry/recorder"
 	"edged/cluster/backup"
@@ -97,6 +98,7 @@ type device struct {
 	seals     *seal.Keys // of the Secrets in the store
 	registry  *registry.Registry
 	access    access
+	custom    *crd.Manager
 	api       *apiserver.Server
 	events    *recorder.Recorder
 	engine    *engine.Engine
@@ -245,6 +247,8 @@ func (d *device) run(ctx context.Context) error {
 		if err := d.registry.WaitReady(ctx); err != nil {
 			return endOf(ctx, err)
 		}
+		g.Go(func() error { return endOf(ctx, d.custom.Run(ctx)) })
+		d.custom.Settled(ctx)
 		d.ready.Store(true)
 		g.Go(func() error { return d.applyManifests(ctx) })
 		g.Go(func() error { return d.removeDeleted(ctx) })
