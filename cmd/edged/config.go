@@ -56,6 +56,8 @@ type config struct {
 	snapshotDir   string
 	snapshotKeep  int
 	manifestsDir  string
+	cniConfDir    string // empty: the bridge connects Pods
+	cniBinDirs    []string
 	logLevel      string
 	nodeLabels    []string
 	nodeTaints    []string
@@ -122,6 +124,8 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&c.lbPool, "lb-pool", nil, "`range` of addresses for Services of type LoadBalancer (a-b, a prefix, an address); may be repeated; the same on all devices")
 	fs.StringVar(&c.imageDir, "image-dir", "", "`folder` of image archives to import at start (default <data-dir>/images)")
 	c.snapshotFlags(fs)
+	fs.StringVar(&c.cniConfDir, "cni-conf-dir", "", "`folder` of a CNI configuration (*.conflist, *.conf) whose plugins connect Pods in the bridge's place")
+	fs.StringSliceVar(&c.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin"}, "`folders` of the programs of --cni-conf-dir")
 	fs.StringVar(&c.manifestsDir, "manifests-dir", "", "`folder` of manifests (*.yaml, *.yml, *.json) to apply at start and when they change (default <data-dir>/manifests)")
 	fs.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringSliceVar(&c.nodeLabels, "node-label", nil, "`key=value` to label this device with; may be repeated")

@@ -18,6 +18,7 @@ import (
 	"edged/apiserver/registry/recorder"
 	"edged/internal/netns"
 	"edged/net/bridge"
+	"edged/net/cni"
 	"edged/net/mesh"
 	"edged/net/nft"
 	"edged/net/policy"
@@ -58,6 +59,7 @@ func (p paths) sandboxes() string { return filepath.Join(p.runDir, "sandboxes") 
 func (p paths) podData() string   { return filepath.Join(p.dataDir, "pods") }
 func (p paths) podRun() string    { return filepath.Join(p.runDir, "pods") }
 func (p paths) bridge() string    { return filepath.Join(p.runDir, "bridge") }
+func (p paths) cni() string       { return filepath.Join(p.runDir, "cni") }
 
 // runNode turns the device into one that runs Pods. It returns when everything
 // has been started; what was started ends with ctx.
@@ -72,6 +74,11 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 	}
 	d.onClose(func() error { eng.Close(); return nil })
 	d.engine = eng
+	if c.cniConfDir != "" {
+		if d.cni, err = cni.New(cni.Config{ConfDir: c.cniConfDir, BinDirs: c.cniBinDirs, StateDir: p.cni(), Logger: d.log}); err != nil {
+			return err
+		}
+	}
 
 	status := nodestatus.New(nodestatus.Config{
 		NodeName: c.nodeName, IP: d.address, OtherIP: d.otherNodeIP, KubeletPort: int32(c.parsed.kubelet.Port()),
@@ -81,6 +88,9 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 		Ready: func() error {
 			if !d.running.Load() {
 				return nodestatus.ErrStarting
+			}
+			if d.cni != nil {
+				return d.cni.Ready()
 			}
 			return nil
 		},
@@ -146,8 +156,8 @@ func taints(c *config) (out []corev1.Taint) {
 
 // openNetwork makes the bridge and starts the ways to other devices, the proxy
 // and DNS.
-func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, podCIDRs []netip.Prefix) (network, error) {
-	c := d.cfg
+func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, podCIDRs []netip.Prefix) (podNetwork, error) {
+	c, external := d.cfg, d.cni != nil
 	table := nft.Open()
 	d.onClose(table.Close)
 	var tracker proxy.Conntrack
@@ -160,36 +170,43 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 	px, err := proxy.New(proxy.Config{
 		Network: proxy.Network{
 			NodeName: c.nodeName, Bridge: bridge.DefaultName, PodCIDRs: slices.Clone(podCIDRs),
-			ClusterCIDRs: c.parsed.clusterCIDRs, ServiceCIDRs: c.parsed.serviceCIDRs, Reserved: c.parsed.clusterDNS,
+			ClusterCIDRs: c.parsed.clusterCIDRs, ServiceCIDRs: c.parsed.serviceCIDRs, Reserved: c.parsed.clusterDNS, KeepSources: external,
 		},
 		Table: table, Conntrack: tracker, Logger: d.log,
 	})
 	if err != nil {
-		return network{}, err
+		return nil, err
 	}
 	d.onClose(px.Close)
 	br, err := bridge.New(bridge.Config{
 		PodCIDRs: slices.Clone(podCIDRs), ServiceCIDRs: c.parsed.serviceCIDRs, HostAddrs: c.parsed.clusterDNS,
-		StateDir: p.bridge(), Logger: d.log, HostPorts: func(m []bridge.PortMapping) { px.SetHostPorts(hostPorts(m)) },
+		StateDir: p.bridge(), Logger: d.log, HostOnly: external, HostPorts: func(m []bridge.PortMapping) { px.SetHostPorts(hostPorts(m)) },
 	})
 	if err != nil {
-		return network{}, err
+		return nil, err
 	}
 	d.onClose(br.Close)
+	g.Go(func() error { return d.announcer.Follow(ctx, c.nodeName, d.registry) })
+	local := br.Attached
+	if external {
+		local = d.cni.Attached
+	}
+	rules := policy.New(policy.Config{NodeName: c.nodeName, Table: table, Local: local, Logger: d.log})
+	g.Go(func() error { return rules.Run(ctx, d.registry) })
+	g.Go(func() error { return px.Run(ctx, d.registry) })
+	g.Go(func() error { return d.runDNS(ctx, px) })
+	if external {
+		return &pluginNetwork{cni: d.cni, rules: rules, publish: px.SetHostPorts, ports: map[string][]proxy.HostPort{}}, nil
+	}
 	ways, err := mesh.New(mesh.Config{
 		Self: mesh.Peer{Name: c.nodeName, PodCIDRs: slices.Clone(podCIDRs)}, ClusterCIDRs: c.parsed.clusterCIDRs,
 		SetMTU: br.SetMTU, Table: table, Logger: d.log,
 	})
 	if err != nil {
-		return network{}, err
+		return nil, err
 	}
 	d.onClose(ways.Close)
 	g.Go(func() error { return ways.Run(ctx, d.registry) })
-	g.Go(func() error { return d.announcer.Follow(ctx, c.nodeName, d.registry) })
-	rules := policy.New(policy.Config{NodeName: c.nodeName, Table: table, Local: br.Attached, Logger: d.log})
-	g.Go(func() error { return rules.Run(ctx, d.registry) })
-	g.Go(func() error { return px.Run(ctx, d.registry) })
-	g.Go(func() error { return d.runDNS(ctx, px) })
 	g.Go(func() error {
 		t := time.NewTicker(refreshBridge)
 		defer t.Stop()
@@ -229,16 +246,8 @@ func (d *device) admitPods(told string) string {
 	return text
 }
 
-func hostPorts(m []bridge.PortMapping) []proxy.HostPort {
-	out := make([]proxy.HostPort, 0, len(m))
-	for _, p := range m {
-		out = append(out, proxy.HostPort{HostIP: p.HostIP, HostPort: p.HostPort.HostPort, Protocol: p.Protocol, PodIPs: p.PodIPs, PodPort: p.ContainerPort})
-	}
-	return out
-}
-
 // runAgent starts the node agent and opens the kubelet API.
-func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw network, status *nodestatus.Reporter) error {
+func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw podNetwork, status *nodestatus.Reporter) error {
 	c := d.cfg
 	boxes, err := sandbox.New(p.sandboxes())
 	if err != nil {
@@ -254,7 +263,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw ne
 	}
 	ag := agent.New(agent.Config{
 		NodeName: c.nodeName, Registry: d.registry, Events: d.engine, Logger: d.log,
-		Leftovers: []agent.Leftovers{keepers{boxes, volumes, nw.br}},
+		Leftovers: []agent.Leftovers{keepers{boxes, volumes, nw}},
 		Device: &pod.Device{
 			Engine: d.engine, Volumes: volumes, Network: nw, Images: image.New(image.Config{
 				Engine: d.engine, HostsDir: "/etc/containerd/certs.d", Registries: d.registriesPath, Source: share,
@@ -330,56 +339,11 @@ func (t tokens) RequestToken(ctx context.Context, ns, account string, req *authe
 	return t.d.access.tokens.TokenRequest(ctx, ns, account, req)
 }
 
-// network is the bridge as runtime/pod sees it, with the policies that protect
-// what is attached.
-type network struct {
-	br    *bridge.Bridge
-	rules *policy.Enforcer
-}
-
-func (n network) Attach(ctx context.Context, p *corev1.Pod, ns string) ([]string, error) {
-	req := bridge.AttachRequest{ID: string(p.UID), NetNS: ns, IfName: "eth0"}
-	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-		for _, c := range list {
-			for _, port := range c.Ports {
-				if port.HostPort == 0 {
-					continue
-				}
-				hp := bridge.HostPort{HostPort: uint16(port.HostPort), ContainerPort: uint16(port.ContainerPort), Protocol: string(port.Protocol)}
-				if port.HostIP != "" {
-					ip, err := netip.ParseAddr(port.HostIP)
-					if err != nil {
-						return nil, fmt.Errorf("hostIP %q: %w", port.HostIP, err)
-					}
-					if !ip.IsUnspecified() {
-						hp.HostIP = ip
-					}
-				}
-				req.HostPorts = append(req.HostPorts, hp)
-			}
-		}
-	}
-	att, err := n.br.Attach(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	if err := n.rules.Protect(ctx, p); err != nil {
-		return nil, err
-	}
-	ips := make([]string, 0, len(att.IPs))
-	for _, ip := range att.IPs {
-		ips = append(ips, ip.String())
-	}
-	return ips, nil
-}
-
-func (n network) Detach(ctx context.Context, uid string) error { return n.br.Detach(ctx, uid) }
-
 // keepers remove what Pods left that are not on this device any more.
 type keepers struct {
 	boxes   *sandbox.Sandboxes
 	volumes *volume.Manager
-	br      *bridge.Bridge
+	network podNetwork
 }
 
 func (k keepers) Keep(ctx context.Context, uids []string) error {
@@ -387,7 +351,7 @@ func (k keepers) Keep(ctx context.Context, uids []string) error {
 	for _, u := range uids {
 		keep[u] = true
 	}
-	if err := k.br.Sync(ctx, uids); err != nil {
+	if err := k.network.Sync(ctx, uids); err != nil {
 		return err
 	}
 	boxes, err := k.boxes.List()

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"edged/net/bridge"
+	"edged/net/cni"
 	"edged/net/mesh"
 	"edged/net/nft"
 	"edged/runtime/engine"
@@ -75,7 +76,9 @@ func reset(ctx context.Context, dataDir, runDir string, keepData bool) error {
 	if err := engine.Cleanup(ctx, p.engine()); err != nil {
 		return fmt.Errorf("remove containers: %w", err)
 	}
+	// While the Pods' namespaces are there.
 	errs := []error{
+		cni.Cleanup(ctx, p.cni()),
 		mesh.Cleanup(ctx), bridge.Cleanup(ctx, bridge.DefaultName, p.bridge()), table.Remove(), nft.Withdraw(), sandbox.Cleanup(p.sandboxes()),
 		volume.Cleanup(podDataOf(p, keepData), p.podRun()), removeLogs(uids), os.RemoveAll(runDir),
 	}

@@ -32,6 +32,7 @@ import (
 	"edged/cluster/join"
 	"edged/cluster/seal"
 	"edged/net/announce"
+	"edged/net/cni"
 	"edged/raftstore"
 	"edged/runtime/engine"
 )
@@ -102,8 +103,9 @@ type device struct {
 	api       *apiserver.Server
 	events    *recorder.Recorder
 	engine    *engine.Engine
-	node      nodeHandler // the kubelet API, once the agent runs
-	shared    nodeHandler // images for other devices, once there is an engine
+	cni       *cni.Network // in the bridge's place, or nil
+	node      nodeHandler  // the kubelet API, once the agent runs
+	shared    nodeHandler  // images for other devices, once there is an engine
 	// announcer holds the addresses of load balancers and of the API.
 	announcer *announce.Announcer
 	backups   *backup.Schedule // nil: none are taken

@@ -37,6 +37,9 @@ type Config struct {
 	// HostAddrs are assigned to the bridge as the device's own: the address
 	// at which its DNS server answers.
 	HostAddrs []netip.Addr
+	// HostOnly says that others connect the Pods: the bridge holds the device's own
+	// addresses, without a way to the rest of the Pod CIDRs.
+	HostOnly bool
 	// MTU in bytes of the bridge and of every Pod's interface; 0 means 1500.
 	MTU int
 	// StateDir holds a file per attached Pod. It must be emptied by a reboot.
@@ -238,7 +241,11 @@ func (b *Bridge) ensureAddresses() error {
 	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Index: b.index, Name: b.cfg.Name}}
 	want := map[netip.Prefix]bool{}
 	for _, p := range b.pools {
-		want[netip.PrefixFrom(p.gateway, p.prefix.Bits())] = true
+		bits := p.prefix.Bits()
+		if b.cfg.HostOnly {
+			bits = p.gateway.BitLen()
+		}
+		want[netip.PrefixFrom(p.gateway, bits)] = true
 	}
 	for _, a := range b.cfg.HostAddrs {
 		want[netip.PrefixFrom(a, a.BitLen())] = true

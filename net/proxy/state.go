@@ -19,6 +19,9 @@ type Network struct {
 	PodCIDRs     []netip.Prefix // this device's
 	ClusterCIDRs []netip.Prefix // of all Pods of the cluster
 	ServiceCIDRs []netip.Prefix
+	// KeepSources says that others connect the Pods, and replace the source
+	// addresses of what they send to the outside where that is wanted.
+	KeepSources bool
 	// Reserved are Service addresses that the device itself answers (DNS):
 	// Services that have them are left alone.
 	Reserved []netip.Addr

@@ -320,6 +320,9 @@ func (t *translator) masquerades() []nft.Rule {
 	if t.fams[0] != nil {
 		rules = append(rules, nft.Rule{nft.Equal(nft.OutLink(), bridge), nft.InPrefix(nft.SrcAddr(false), netip.MustParsePrefix("127.0.0.0/8")), nft.Masquerade()})
 	}
+	if t.net.KeepSources {
+		return rules
+	}
 	for _, p := range t.net.PodCIDRs {
 		is6 := p.Addr().Is6()
 		inside := slices.Concat(t.net.ClusterCIDRs, t.net.ServiceCIDRs)
