@@ -107,6 +107,10 @@ image: deps ## dist/edged-<board>.img and .upgrade: make image BOARD=rpi|amd64 [
 .PHONY: test-image
 test-image: kubectl ## build both images and boot them under qemu-system [CUTS=n]
 	bash .ci/test-image.sh
+.PHONY: test-ten
+test-ten: build kubectl ## ten devices, one cluster: 90 s, 1 GB of memory
+	EDGED_TEN=1 go test -count=1 -v -run 'TestTenDevices$$' ./test/e2e
+
 .PHONY: test-fleet
 test-fleet: kubectl ## three emulated machines with the same card become a cluster, and lose one
 	FLEET=1 bash .ci/test-image.sh
