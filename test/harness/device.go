@@ -37,6 +37,11 @@ type Device struct {
 	Dir string
 	// Binary is the daemon's, if not [Edged].
 	Binary string
+	// Hostname is the machine's name, which counts where the daemon is not told
+	// another: [Device.Rename] changes it.
+	Hostname string
+	// Nameless has the daemon started without --node-name.
+	Nameless bool
 
 	tb     TB
 	sw     *Switch
@@ -44,6 +49,7 @@ type Device struct {
 	daemon *exec.Cmd
 	exited chan struct{}
 	flags  []string
+	mac    net.HardwareAddr
 	loop   string // of a disk of its own, such as "loop0"
 	clock  bool   // SetClock was called
 }
@@ -91,7 +97,8 @@ func New(tb TB, sw *Switch, n int, flags ...string) *Device {
 	for range n + 9 {
 		addr = addr.Next()
 	}
-	d := &Device{Name: "device-" + strconv.Itoa(n), Addr: addr, Dir: dir, tb: tb, sw: sw, flags: flags}
+	name := "device-" + strconv.Itoa(n)
+	d := &Device{Name: name, Hostname: name, Addr: addr, Dir: dir, tb: tb, sw: sw, flags: flags, mac: hardwareAddr(addr)}
 	for _, sub := range []string{"data", "run", "logs"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			tb.Fatalf("device %d: %v", n, err)
@@ -161,13 +168,13 @@ func (d *Device) powerOn() {
 mount --bind %[1]s/logs /var/log/pods
 mount -t tmpfs tmpfs %[1]s/run
 hostname %[2]s
-`, d.Dir, d.Name)
+`, d.Dir, d.Hostname)
 	m, err := boot(filepath.Base(d.Dir), true, setup)
 	if err != nil {
 		d.tb.Fatalf("%s: %v", d.Name, err)
 	}
 	d.m = m
-	if err := d.sw.plug(m, d.Addr); err != nil {
+	if err := d.sw.plug(m, d.Addr, d.mac); err != nil {
 		m.halt()
 		d.tb.Fatalf("%s: %v", d.Name, err)
 	}
@@ -192,7 +199,10 @@ func (d *Device) Start(extra ...string) {
 	if binary == "" {
 		binary = Edged()
 	}
-	argv := []string{binary, "run", "--data-dir", d.DataDir(), "--run-dir", d.RunDir(), "--node-name", d.Name}
+	argv := []string{binary, "run", "--data-dir", d.DataDir(), "--run-dir", d.RunDir()}
+	if !d.Nameless {
+		argv = append(argv, "--node-name", d.Name)
+	}
 	cmd := d.m.command(context.Background(), append(append(argv, d.flags...), extra...)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	if d.clock {

@@ -68,7 +68,8 @@ func (s *Switch) Join(devices ...*Device) {
 }
 
 // Readdress takes the device's address from its link and gives it another, as a
-// DHCP client does with a new lease. Reboots keep it.
+// DHCP client does with a new lease. Reboots keep it. It may be of another subnet of
+// the same size, whose devices reach each other on the switch.
 func (d *Device) Readdress(addr netip.Addr) {
 	d.tb.Helper()
 	err := d.m.inNetNS(func() error {
@@ -88,12 +89,21 @@ func (d *Device) Readdress(addr netip.Addr) {
 		if err := addAddr(eth0, addr); err != nil {
 			return err
 		}
-		return netlink.RouteReplace(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: Subnet.Addr().Next().AsSlice()})
+		return netlink.RouteReplace(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: gatewayOf(addr)})
 	})
 	if err != nil {
 		d.tb.Fatalf("%s: another address: %v", d.Name, err)
 	}
 	d.Addr = addr
+}
+
+// Rename gives the machine another host name. Reboots keep it.
+func (d *Device) Rename(hostname string) {
+	d.tb.Helper()
+	if out, err := d.Run("hostname", hostname); err != nil {
+		d.tb.Fatalf("%s: another host name: %v %s", d.Name, err, out)
+	}
+	d.Hostname = hostname
 }
 
 // Traffic is how many bytes the device's link has sent and received.

@@ -42,13 +42,14 @@ func NewSwitch(tb TB) *Switch {
 	return s
 }
 
-// plug connects machine m by a link that it sees as eth0 with address addr.
-func (s *Switch) plug(m *machine, addr netip.Addr) error {
+// plug connects machine m by a link that it sees as eth0 with address addr and
+// hardware address mac.
+func (s *Switch) plug(m *machine, addr netip.Addr, mac net.HardwareAddr) error {
 	s.ports++
 	port := fmt.Sprintf("port%d", s.ports)
 	m.port = port
 	err := s.m.inNetNS(func() error {
-		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port}, PeerName: "eth0", PeerNamespace: netlink.NsPid(m.pid), PeerHardwareAddr: hardwareAddr(addr)}
+		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port}, PeerName: "eth0", PeerNamespace: netlink.NsPid(m.pid), PeerHardwareAddr: mac}
 		if err := netlink.LinkAdd(veth); err != nil {
 			return fmt.Errorf("add link %s: %w", port, err)
 		}
@@ -75,8 +76,14 @@ func (s *Switch) plug(m *machine, addr netip.Addr) error {
 		if err := upAll("lo", "eth0"); err != nil {
 			return err
 		}
-		return netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: Subnet.Addr().Next().AsSlice()})
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: gatewayOf(addr)})
 	})
+}
+
+// gatewayOf is where the devices of addr's subnet send what is for elsewhere.
+// Nothing need be there.
+func gatewayOf(addr netip.Addr) net.IP {
+	return netip.PrefixFrom(addr, Subnet.Bits()).Masked().Addr().Next().AsSlice()
 }
 
 // hardwareAddr is a machine's own, the same after each reboot, as a board's is:
