@@ -6,6 +6,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"edged/apiserver/registry"
 )
 
 func TestRefused(t *testing.T) {
@@ -38,5 +40,22 @@ func TestRefused(t *testing.T) {
 		if got, _ := refused(tc.p, []*corev1.Pod{tc.other}); got != tc.want {
 			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
 		}
+	}
+}
+
+// TestReport: a status that the cluster has not taken yet is told.
+func TestReport(t *testing.T) {
+	a := &Agent{out: newStatusWriter(registry.Client[*corev1.Pod]{}, nil), workers: map[string]*worker{}}
+	for _, name := range []string{"b", "a"} {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: types.UID(name)}, Status: corev1.PodStatus{Phase: corev1.PodPending, QOSClass: corev1.PodQOSBurstable}}
+		a.workers[name] = &worker{pod: p}
+	}
+	a.out.set(a.workers["b"].pod, corev1.PodStatus{Phase: corev1.PodRunning})
+	got := a.Report()
+	if len(got) != 2 || got[0].Name != "a" || got[0].Status.Phase != corev1.PodPending || got[1].Status.Phase != corev1.PodRunning || got[1].Status.QOSClass != corev1.PodQOSBurstable {
+		t.Errorf("%+v", got)
+	}
+	if a.workers["b"].pod.Status.Phase != corev1.PodPending {
+		t.Error("the shared Pod was changed")
 	}
 }

@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -271,6 +274,24 @@ func (a *Agent) Pods() []*corev1.Pod {
 		out = append(out, w.pod)
 	}
 	return out
+}
+
+// Report lists the Pods that the device runs, or ends, by namespace and name, with
+// their statuses as it knows them, also if the cluster has not taken them yet. They
+// are shared.
+func (a *Agent) Report() []*corev1.Pod {
+	pods := a.Pods()
+	for i, p := range pods {
+		if status, ok := a.out.unsent(p.UID); ok {
+			current := *p
+			current.Status = merge(p.Status, status)
+			pods[i] = &current
+		}
+	}
+	slices.SortFunc(pods, func(a, b *corev1.Pod) int {
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), strings.Compare(string(a.UID), string(b.UID)))
+	})
+	return pods
 }
 
 // evictGrace in seconds is what a Pod gets that is ended for want of memory or

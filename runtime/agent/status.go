@@ -67,6 +67,17 @@ func (s *statusWriter) put(p pending) {
 	}
 }
 
+// unsent is the status of a Pod that waits to be written.
+func (s *statusWriter) unsent(uid types.UID) (corev1.PodStatus, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.pending[uid]
+	if p.status == nil {
+		return corev1.PodStatus{}, false
+	}
+	return *p.status, true
+}
+
 func (s *statusWriter) run(ctx context.Context) {
 	for {
 		select {

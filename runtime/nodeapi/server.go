@@ -2,6 +2,7 @@ package nodeapi
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
@@ -30,6 +32,8 @@ const (
 // Pods finds the device's Pods.
 type Pods interface {
 	Find(namespace, name string) (*corev1.Pod, *pod.Worker, bool)
+	// Report lists them with their statuses as the device knows them.
+	Report() []*corev1.Pod
 }
 
 // Engine is what the API needs of runtime/engine.
@@ -58,6 +62,7 @@ func New(cfg Config) http.Handler {
 	s := &server{cfg}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
+	mux.HandleFunc("GET /pods", s.list)
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.logs)
 	for _, method := range []string{"GET ", "POST "} {
 		mux.HandleFunc(method+"/exec/{namespace}/{pod}/{container}", s.exec)
@@ -65,6 +70,18 @@ func New(cfg Config) http.Handler {
 		mux.HandleFunc(method+"/portForward/{namespace}/{pod}", s.portForward)
 	}
 	return mux
+}
+
+// list answers with a PodList, as the kubelet does in JSON only.
+func (s *server) list(w http.ResponseWriter, _ *http.Request) {
+	list := corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}, Items: []corev1.Pod{}}
+	for _, p := range s.Pods.Report() {
+		list.Items = append(list.Items, *p)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(&list); err != nil {
+		s.Logger.Debug("the list of Pods was not sent", "err", err)
+	}
 }
 
 // httpError is an answer before a stream begins.

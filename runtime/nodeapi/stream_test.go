@@ -3,10 +3,12 @@ package nodeapi_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
@@ -36,6 +38,12 @@ func (d *device) Find(ns, name string) (*corev1.Pod, *pod.Worker, bool) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: "uid"},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c"}}},
 	}, nil, true
+}
+
+func (d *device) Report() []*corev1.Pod {
+	p, _, _ := d.Find("ns", "p")
+	p.Status.Phase = corev1.PodRunning
+	return []*corev1.Pod{p}
 }
 
 func (d *device) List() []engine.Container {
@@ -93,6 +101,22 @@ var executors = map[string]executorFunc{
 		}
 		return remotecommand.NewSPDYExecutor(cfg, "POST", parsed)
 	},
+}
+
+// TestPods: the list is what a client decodes as Pods.
+func TestPods(t *testing.T) {
+	resp, err := http.Get(serve(t, nil).Host + "/pods")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var list corev1.PodList
+	if err := json.NewDecoder(resp.Body).Decode(&list); err != nil {
+		t.Fatal(err)
+	}
+	if list.Kind != "PodList" || list.APIVersion != "v1" || len(list.Items) != 1 || list.Items[0].Name != "p" || list.Items[0].Status.Phase != corev1.PodRunning {
+		t.Errorf("%+v", list)
+	}
 }
 
 // TestExec: output, the end of stdin, exit codes and window sizes arrive by
