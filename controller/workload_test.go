@@ -327,6 +327,40 @@ func TestResourceQuota(t *testing.T) {
 	quiet(t, reg)
 }
 
+// A Pod that gets a deadline leaves the quota of Pods without one for the other's.
+func TestResourceQuotaScopes(t *testing.T) {
+	reg := start(t)
+	ctx := t.Context()
+	quotas, pods := registry.For[*corev1.ResourceQuota](reg), registry.For[*corev1.Pod](reg)
+	for name, scope := range map[string]corev1.ResourceQuotaScope{"long": corev1.ResourceQuotaScopeNotTerminating, "short": corev1.ResourceQuotaScopeTerminating} {
+		_, err := quotas.Create(ctx, &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"}, Spec: corev1.ResourceQuotaSpec{
+			Hard: corev1.ResourceList{"pods": resource.MustParse("5")}, Scopes: []corev1.ResourceQuotaScope{scope},
+		}})
+		must(t, err)
+	}
+	used := func(long, short int64) func() string {
+		return func() string {
+			for name, n := range map[string]int64{"long": long, "short": short} {
+				q, _ := quotas.Get("default", name)
+				if v, ok := q.Status.Used["pods"]; !ok || v.Value() != n {
+					return fmt.Sprintf("%s: %+v", name, q.Status)
+				}
+			}
+			return ""
+		}
+	}
+	await(t, "the ServiceAccount", func() string {
+		return map[bool]string{false: "not there"}[len(registry.For[*corev1.ServiceAccount](reg).List("default")) > 0]
+	})
+	_, err := pods.Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "default"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}}})
+	must(t, err)
+	await(t, "the count", used(1, 0))
+	quiet(t, reg)
+	_, err = pods.Update(ctx, "default", "p", func(p *corev1.Pod) error { p.Spec.ActiveDeadlineSeconds = ptr.To[int64](3600); return nil })
+	must(t, err)
+	await(t, "the count of a Pod with a deadline", used(0, 1))
+}
+
 // CronJobs whose time has come start one Job, however long ago that was.
 func TestCronJobStartsOne(t *testing.T) {
 	reg := start(t)

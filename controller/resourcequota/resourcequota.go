@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/registry"
@@ -80,7 +81,7 @@ func (c *controller) on(e registry.AnyEvent) {
 		switch {
 		case e.Type == watch.Added:
 			c.queue.AddAfter(loop.KeyOf(q), settle)
-		case e.Type == watch.Deleted || c.usesLess(e):
+		case e.Type == watch.Deleted || c.recount(q, e):
 			c.queue.Add(loop.KeyOf(q))
 		}
 		if p, ok := e.Object.(*corev1.Pod); ok && e.Type != watch.Deleted {
@@ -91,9 +92,17 @@ func (c *controller) on(e registry.AnyEvent) {
 	}
 }
 
-func (c *controller) usesLess(e registry.AnyEvent) bool {
+// recount reports whether a change of an object changes what the quota counts of it:
+// how much it uses, or whether it is within the quota's scopes at all.
+func (c *controller) recount(q *corev1.ResourceQuota, e registry.AnyEvent) bool {
+	if e.Old == nil {
+		return false
+	}
 	now, gr := c.env.Now(), e.Kind.GroupResource()
-	return e.Old != nil && !quota.Equal(quota.Usage(gr, e.Old, now), quota.Usage(gr, e.Object, now))
+	count := func(o runtime.Object) corev1.ResourceList {
+		return quota.Total(q, []quota.Object{{Resource: gr, Object: o}}, now)
+	}
+	return !quota.Equal(count(e.Old), count(e.Object))
 }
 
 func (c *controller) sync(ctx context.Context, key string) (time.Duration, error) {
