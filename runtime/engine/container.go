@@ -60,6 +60,8 @@ type Container struct {
 	StopSignal syscall.Signal
 	TTY        bool
 	Stdin      bool
+	// StdinOnce says that the first client that is given the input ends it.
+	StdinOnce bool
 }
 
 // EventType says what happened.
@@ -99,20 +101,17 @@ type ExecSpec struct {
 	TTY  bool
 }
 
-// Stdio are the daemon's ends of a container's fifos. Stderr is nil with a TTY,
-// Stdin is nil without [ContainerSpec.Stdin]. The readers return io.EOF once the
-// container's processes are gone and everything was read; they honor Close from
-// another goroutine. Closing Stdin leaves the container's input open;
-// [Engine.CloseStdin] ends it.
+// Stdio are the daemon's ends of a container's output. Stderr is nil with a TTY. They
+// return io.EOF once the container's processes are gone and everything was read, and
+// honor Close from another goroutine.
 type Stdio struct {
 	Stdout, Stderr io.ReadCloser
-	Stdin          io.WriteCloser
 }
 
 // Close closes what is open.
 func (s Stdio) Close() error {
 	var errs []error
-	for _, c := range []io.Closer{s.Stdout, s.Stderr, s.Stdin} {
+	for _, c := range []io.Closer{s.Stdout, s.Stderr} {
 		if c != nil {
 			errs = append(errs, c.Close())
 		}

@@ -276,13 +276,17 @@ func TestStdinAndTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	fmt.Fprintln(s.Stdin, "hello")
+	stdin, err := e.Stdin(ctx, "in")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(stdin, "hello")
 	buf := make([]byte, 64)
 	n, err := s.Stdout.Read(buf)
 	if err != nil || string(buf[:n]) != "HELLO\n" {
 		t.Fatalf("answer %q, %v", buf[:n], err)
 	}
-	s.Stdin.Close()
+	stdin.Close()
 	if err := e.CloseStdin(ctx, "in"); err != nil {
 		t.Fatal(err)
 	}
@@ -301,7 +305,11 @@ func TestStdinAndTerminal(t *testing.T) {
 	if err := e.ResizeTTY(ctx, "tty", engine.Size{Width: 80, Height: 24}); err != nil {
 		t.Error(err)
 	}
-	fmt.Fprint(s.Stdin, "hello\r")
+	if stdin, err = e.Stdin(ctx, "tty"); err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	fmt.Fprint(stdin, "hello\r")
 	var got []byte
 	for !bytes.Contains(got, []byte("HELLO")) {
 		n, err := s.Stdout.Read(buf)

@@ -87,7 +87,7 @@ func (r *record) view() Container {
 	c := Container{
 		ID: r.ID, Labels: r.Labels, Image: r.Image, ImageID: r.ImageID, PID: r.PID, ExitCode: r.ExitCode,
 		OOMKilled: r.OOMKilled, CreatedAt: r.Created, StartedAt: r.Started, FinishedAt: r.Finished,
-		Message: r.Message, StopSignal: r.StopSignal, TTY: r.TTY, Stdin: r.Stdin, State: Created,
+		Message: r.Message, StopSignal: r.StopSignal, TTY: r.TTY, Stdin: r.Stdin, StdinOnce: r.StdinOnce, State: Created,
 	}
 	switch {
 	case r.Phase == phaseRunning:

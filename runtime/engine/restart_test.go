@@ -185,7 +185,12 @@ func TestDaemonKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	fmt.Fprintln(s.Stdin, "hello")
+	stdin, err := e.Stdin(ctx, "shell")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	fmt.Fprintln(stdin, "hello")
 	buf := make([]byte, 64)
 	if n, err := s.Stdout.Read(buf); err != nil || string(buf[:n]) != "HELLO\n" {
 		t.Errorf("shell answered %q, %v", buf[:n], err)

@@ -50,8 +50,8 @@ func openWriter(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDWR|syscall.O_NONBLOCK, 0)
 }
 
-// Stdio opens the daemon's ends of the output, and input, of a container that was
-// started. See the dangers in the package comment.
+// Stdio opens the daemon's ends of the output of a container that was started. See
+// the dangers in the package comment.
 func (e *Engine) Stdio(_ context.Context, id string) (_ Stdio, err error) {
 	c, err := e.find(id)
 	if err != nil {
@@ -66,7 +66,7 @@ func (e *Engine) Stdio(_ context.Context, id string) (_ Stdio, err error) {
 			err = errors.Join(fmt.Errorf("open the output of container %s: %w", id, err), s.Close())
 		}
 	}()
-	in, out, errPath := fifoPaths(c.dir, c.rec.Stdin, c.rec.TTY)
+	_, out, errPath := fifoPaths(c.dir, false, c.rec.TTY)
 	// Assigned one by one: a nil *os.File in an interface would not be nil.
 	f, err := openReader(out)
 	if err != nil {
@@ -80,18 +80,33 @@ func (e *Engine) Stdio(_ context.Context, id string) (_ Stdio, err error) {
 		}
 		s.Stderr = f
 	}
-	if in != "" {
-		f, err := openWriter(in)
-		if err != nil {
-			return s, err
-		}
-		s.Stdin = f
-	}
 	return s, nil
 }
 
-// CloseStdin ends the container's input for good, once every writer of
-// [Engine.Stdio] is closed too.
+// Stdin opens the input of a container that was started with one. It may be opened
+// by several, and again after it was closed; the container sees no end of it before
+// [Engine.CloseStdin].
+func (e *Engine) Stdin(_ context.Context, id string) (io.WriteCloser, error) {
+	c, err := e.find(id)
+	if err != nil {
+		return nil, fmt.Errorf("open the input: %w", err)
+	}
+	if c.phase() == phaseReady {
+		return nil, fmt.Errorf("open the input of container %s: %w", id, ErrNotRunning)
+	}
+	if !c.rec.Stdin {
+		return nil, fmt.Errorf("open the input of container %s: it has none", id)
+	}
+	in, _, _ := fifoPaths(c.dir, true, c.rec.TTY)
+	f, err := openWriter(in)
+	if err != nil {
+		return nil, fmt.Errorf("open the input of container %s: %w", id, err)
+	}
+	return f, nil
+}
+
+// CloseStdin ends the container's input for good, once everything that
+// [Engine.Stdin] opened is closed too.
 func (e *Engine) CloseStdin(ctx context.Context, id string) error {
 	c, err := e.find(id)
 	if err != nil {

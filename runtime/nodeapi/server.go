@@ -40,7 +40,7 @@ type Pods interface {
 type Engine interface {
 	List() []engine.Container
 	Exec(ctx context.Context, id string, spec engine.ExecSpec, streams engine.Streams) (int, error)
-	Stdio(ctx context.Context, id string) (engine.Stdio, error)
+	Stdin(ctx context.Context, id string) (io.WriteCloser, error)
 	CloseStdin(ctx context.Context, id string) error
 	ResizeTTY(ctx context.Context, id string, size engine.Size) error
 }
@@ -381,17 +381,23 @@ func (s streams) AttachContainer(ctx context.Context, _, _, _ string, in io.Read
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if in != nil && c.Stdin {
-		stdio, err := s.Engine.Stdio(ctx, c.ID)
+		stdin, err := s.Engine.Stdin(ctx, c.ID)
 		if err != nil {
 			return err
 		}
-		defer stdio.Close()
+		defer stdin.Close()
 		go func() {
 			// Ends with the client's stream, or with the container's fifo.
-			if _, err := io.Copy(stdio.Stdin, in); err == nil && s.stdinOnce() {
-				if err := s.Engine.CloseStdin(ctx, c.ID); err != nil {
-					s.Logger.Debug("a container's input was not closed", "container", c.ID, "err", err)
-				}
+			_, _ = io.Copy(stdin, in)
+			if !c.StdinOnce {
+				return
+			}
+			// What the container reads ends only when nobody could write any more.
+			_ = stdin.Close()
+			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), streamTimeout)
+			defer cancel()
+			if err := s.Engine.CloseStdin(closing, c.ID); err != nil {
+				s.Logger.Debug("a container's input was not closed", "container", c.ID, "err", err)
 			}
 		}()
 	}
@@ -419,15 +425,6 @@ func (s streams) AttachContainer(ctx context.Context, _, _, _ string, in io.Read
 	case <-done:
 		return nil
 	}
-}
-
-func (s streams) stdinOnce() bool {
-	for _, c := range s.t.pod.Spec.Containers {
-		if c.Name == s.t.container {
-			return c.StdinOnce
-		}
-	}
-	return false
 }
 
 // PortForward copies one connection.

@@ -72,7 +72,9 @@ func (d *device) Exec(ctx context.Context, _ string, spec engine.ExecSpec, s eng
 	return 0, nil
 }
 
-func (d *device) Stdio(context.Context, string) (engine.Stdio, error)  { return engine.Stdio{}, nil }
+func (d *device) Stdin(context.Context, string) (io.WriteCloser, error) {
+	return nil, engine.ErrNotRunning
+}
 func (d *device) CloseStdin(context.Context, string) error             { return nil }
 func (d *device) ResizeTTY(context.Context, string, engine.Size) error { return nil }
 

@@ -132,3 +132,18 @@ func TestPullMessages(t *testing.T) {
 		return len(pod.Status.ContainerStatuses) == 1 && pod.Status.ContainerStatuses[0].ImageID != ""
 	})
 }
+
+// TestAttachInput: what kubectl reads reaches the container, and when that ends the
+// container reads the end.
+func TestAttachInput(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	if out, err := p.Kubectl("first\nlast", "-n", p.ns, "run", "reader", "--image=edged.example/busybox:1", "--restart=Never", "--attach", "--stdin",
+		"--", "sh", "-c", "cat && echo ' end'"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	p.waitPod("reader", "ended", func(pod *corev1.Pod) bool { return pod.Status.Phase == corev1.PodSucceeded })
+	if out := p.kubectl("logs", "reader"); out != "first\nlast end\n" {
+		t.Errorf("it read %q", out)
+	}
+}
