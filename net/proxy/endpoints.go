@@ -29,8 +29,8 @@ func endpointsOf(n *Network, slcs []*discoveryv1.EndpointSlice, portName string,
 	}
 	for _, s := range slcs {
 		port, ok := portOf(s, portName, proto)
-		if s.AddressType != family || !ok {
-			continue
+		if _, headless := s.Labels[corev1.IsHeadlessService]; headless || s.AddressType != family || !ok {
+			continue // a headless Service's endpoints are for DNS, as to kube-proxy
 		}
 		for i := range s.Endpoints {
 			if e, ok := endpointFrom(n, &s.Endpoints[i], port); ok {

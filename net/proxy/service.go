@@ -101,7 +101,8 @@ func healthOf(n *Network, svc *corev1.Service, slcs []*discoveryv1.EndpointSlice
 }
 
 func proxied(n *Network, svc *corev1.Service) bool {
-	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone || svc.Labels[labelProxyName] != "" {
+	_, other := svc.Labels[labelProxyName]
+	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone || other {
 		return false
 	}
 	for _, ip := range svc.Spec.ClusterIPs {
