@@ -653,3 +653,24 @@ func secretFile(t *testing.T) string {
 	}
 	return path
 }
+
+// TestCloseWithSilentClient: a client that has said nothing yet holds nobody up.
+func TestCloseWithSilentClient(t *testing.T) {
+	s := serve(t, raftstore.Config{}, etcdapi.Config{})
+	conn, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s.put(t, "k", "v") // on a connection that was accepted after that one
+	closed := make(chan error, 1)
+	go func() { closed <- s.srv.Close() }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("the server waits for a client that says nothing")
+	}
+}

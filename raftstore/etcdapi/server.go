@@ -81,6 +81,7 @@ type Server struct {
 	watching     *watching
 	healthy, ill atomic.Uint64 // checks
 
+	ctx     context.Context // ends when Close begins
 	stop    context.CancelFunc
 	running sync.WaitGroup
 
@@ -134,9 +135,8 @@ func New(cfg Config) *Server {
 		Handler: s.handler(), ReadHeaderTimeout: firstBytes,
 		ErrorLog: log.New(&httpLog{s.log}, "", 0),
 	}
-	var ctx context.Context
-	ctx, s.stop = context.WithCancel(context.Background())
-	s.running.Go(func() { s.watchLeaders(ctx) })
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.running.Go(func() { s.watchLeaders(s.ctx) })
 	return s
 }
 
@@ -250,7 +250,7 @@ func (s *Server) servePlain(l net.Listener, conf *tls.Config) error {
 		if err != nil {
 			return err
 		}
-		s.running.Go(func() { q.sort(conn, s.calls) })
+		s.running.Go(func() { q.sort(s.ctx, conn, s.calls) })
 	}
 }
 
@@ -260,7 +260,10 @@ func (s *Server) report(err error) {
 	}
 }
 
-func (q queues) sort(conn net.Conn, count *calls) {
+// sort waits for the first bytes of a connection, or for the end of the server.
+func (q queues) sort(ctx context.Context, conn net.Conn, count *calls) {
+	waiting := context.AfterFunc(ctx, func() { conn.Close() })
+	defer waiting()
 	if err := conn.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
 		conn.Close()
 		return
@@ -271,7 +274,7 @@ func (q queues) sort(conn net.Conn, count *calls) {
 	if err == nil {
 		err = conn.SetReadDeadline(time.Time{})
 	}
-	if err != nil {
+	if !waiting() || err != nil {
 		conn.Close()
 		return
 	}

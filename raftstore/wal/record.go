@@ -52,11 +52,12 @@ func (f form) parse(data []byte, at int64, crc uint32, start bool) (r parsed, ok
 		return r, false
 	}
 	n := int64(binary.LittleEndian.Uint32(data[at:]))
-	if n == 0 || n > maxRecordBytes || at+headerBytes+n > int64(len(data)) {
+	next := (at + headerBytes + n + 7) &^ 7
+	if n == 0 || n > maxRecordBytes || next > int64(len(data)) {
 		return r, false
 	}
 	body := data[at+8 : at+headerBytes+n]
-	r = parsed{kind: body[8], durable: int64(binary.LittleEndian.Uint64(body)), payload: body[9:], next: (at + headerBytes + n + 7) &^ 7}
+	r = parsed{kind: body[8], durable: int64(binary.LittleEndian.Uint64(body)), payload: body[9:], next: next}
 	if r.kind == kindHead && n != f.headBytes() {
 		return r, false
 	}
