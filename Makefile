@@ -61,7 +61,7 @@ e2e: build kubectl ## end-to-end tests on devices in namespaces
 	go test -count=1 -timeout 20m ./test/e2e/...
 
 .PHONY: test
-test: lint unit e2e ## what CI runs
+test: lint unit e2e test-robust-short ## what CI runs
 
 .PHONY: bench
 bench: build kubectl ## measure the budgets of ARCHITECTURE.md and print the table
@@ -85,6 +85,10 @@ test-etcd: build ## etcd's own tests on edged store: make test-etcd [SUITE=commo
 test-robust: build ## members of edged store broken under load, judged by etcd's checkers: make test-robust [FAULT=regexp] [TRAFFIC=regexp] [ROUNDS=n]
 	cd test/robust && go build -o work/robust . && work/robust -bin ../../bin/edged -fault '$(FAULT)' -traffic '$(TRAFFIC)' -rounds $(or $(ROUNDS),1)
 	cd test/robust && work/robust -bin ../../bin/edged -prove -traffic '^etcd'
+
+.PHONY: test-robust-short
+test-robust-short: build ## two runs of test-robust: a leader killed, a leader cut off
+	cd test/robust && go build -o work/robust . && work/robust -bin ../../bin/edged -fault '^(kill|partition)$$' -traffic '^etcd$$'
 
 .PHONY: test-kube-apiserver
 test-kube-apiserver: build kubectl ## Kubernetes' own kube-apiserver and etcd's tools on our store; the first build takes ten minutes
