@@ -23,7 +23,7 @@
 // requests only.
 //
 // Goroutines: the node's, the committer's, the lessor's (waiting for this
-// member to lead), settle's until the member has told its name, those of
+// member to lead), keepRoom's, forget's, settle's until the member has told its name, those of
 // raftstore/peer, and one per snapshot being sent; all ended by [Store.Close].
 // May be imported by apiserver/{codec,objcache,registry} and cmd/edged.
 package raftstore

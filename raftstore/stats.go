@@ -36,10 +36,6 @@ type Stats struct {
 	Peers                      []peer.Traffic
 	LateHeartbeat              uint64
 	AuthRevision               uint64
-	// Compaction is how long compactions took to be applied, LastCompaction when
-	// the last one was, in seconds since 1970, 0 for none yet.
-	Compaction     *histogram.Histogram
-	LastCompaction int64
 }
 
 // ApplyStat is how long entries of one kind took to be applied.
@@ -63,13 +59,12 @@ type counters struct {
 	leaderChanges, promotions, failed, readsFailed, readsSlow, slowApplies atomic.Uint64
 	granted, revoked, renewed, expired                                     atomic.Uint64
 	installing                                                             atomic.Bool
-	lastCompaction                                                         atomic.Int64
 
 	log  *slog.Logger
 	slow time.Duration
 
-	ttl, ranges, save, saveSync, compaction *histogram.Histogram
-	applied                                 [len(ops)][2]*histogram.Histogram // refused, done
+	ttl, ranges, save, saveSync *histogram.Histogram
+	applied                     [len(ops)][2]*histogram.Histogram // refused, done
 }
 
 // ops are the kinds of entries that are told apart.
@@ -102,7 +97,6 @@ func newCounters(cfg Config) *counters {
 	c := &counters{
 		log: cfg.Logger, slow: cfg.SlowApply,
 		ttl: histogram.Doubling(time.Second, 24), ranges: histogram.Doubling(100*time.Microsecond, 20), save: histogram.Doubling(100*time.Millisecond, 10), saveSync: histogram.Doubling(time.Millisecond, 14),
-		compaction: histogram.Doubling(100*time.Millisecond, 14),
 	}
 	for i := range c.applied {
 		for ok := range c.applied[i] {
@@ -128,10 +122,6 @@ func (m measuredState) Apply(a mvcc.Applied, req *pb.InternalRaftRequest) (proto
 		ok = 0
 	}
 	m.c.applied[opOf(req)][ok].Observe(took)
-	if req.Compaction != nil && err == nil {
-		m.c.compaction.Observe(took)
-		m.c.lastCompaction.Store(start.Unix())
-	}
 	if took > m.c.slow {
 		m.c.slowApplies.Add(1)
 		m.c.log.Warn("apply request took too long", "took", took.String(), "expected-duration", m.c.slow.String(), "op", ops[opOf(req)])
@@ -154,7 +144,6 @@ func (s *Store) Stats() Stats {
 		SlowApplies: c.slowApplies.Load(), Range: c.ranges, ProposalsFailed: c.failed.Load(),
 		ReadsFailed: c.readsFailed.Load(), ReadsSlow: c.readsSlow.Load(),
 		LeaderChanges: c.leaderChanges.Load(), Promotions: c.promotions.Load(), Installing: c.installing.Load(), SnapshotSave: c.save, SnapshotSync: c.saveSync,
-		Compaction: c.compaction, LastCompaction: c.lastCompaction.Load(),
 		Leases: LeaseStats{c.granted.Load(), c.revoked.Load(), c.renewed.Load(), c.expired.Load(), c.ttl},
 	}
 	s.node.mu.Lock()

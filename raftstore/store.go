@@ -101,6 +101,10 @@ type Config struct {
 	// HashOnCompact remembers the hash of what a compaction forgets, for members
 	// and clients that compare; it costs reading everything each time.
 	HashOnCompact bool
+	// CompactionBatch is about how many revisions a step of a compaction looks at,
+	// CompactionSleep the time between steps; 0 is etcd's 1000 and 10 ms.
+	CompactionBatch int
+	CompactionSleep time.Duration
 	// LeaseCheckpoint is how often the leader writes down how long leases have
 	// left, 0 for never: a new leader then gives them their full time.
 	LeaseCheckpoint time.Duration
@@ -313,6 +317,7 @@ func (s *Store) start(ctx context.Context, exists bool) error {
 	s.running.Go(func() { s.RunWhileLeader(s.ctx, s.lessor.run) })
 	s.running.Go(s.settle)
 	s.running.Go(s.keepRoom)
+	s.running.Go(s.forget)
 	s.running.Go(func() { s.every(s.ctx, s.cfg.CheckEvery, s.checkNow) })
 	s.running.Go(func() { s.every(s.ctx, s.cfg.CheckCompactedEvery, (&compactions{s: s}).check) })
 	return nil
@@ -455,10 +460,13 @@ func (s *Store) settle() {
 		case <-time.After(s.cfg.Tick):
 		}
 	}
+	// As in etcd, a member that answers has told its name, if it could: only one that
+	// has counts when members are to change.
+	err := s.describe(s.ctx)
 	close(s.ready)
 	for {
 		var again <-chan time.Time
-		if s.describe(s.ctx) != nil {
+		if err != nil {
 			again = time.After(time.Second)
 		}
 		select {
@@ -469,6 +477,7 @@ func (s *Store) settle() {
 		case <-again:
 		case <-s.moved:
 		}
+		err = s.describe(s.ctx)
 	}
 }
 
@@ -575,7 +584,7 @@ func (s *Store) Txn(ctx context.Context, req *pb.TxnRequest) (*pb.TxnResponse, e
 func (s *Store) Compact(ctx context.Context, req *pb.CompactionRequest) (*pb.CompactionResponse, error) {
 	resp, err := propose[*pb.CompactionResponse](ctx, s, &pb.InternalRaftRequest{Compaction: req})
 	if err == nil && req.Physical {
-		err = s.db.Commit()
+		err = s.waitCompacted(ctx, req.Revision)
 	}
 	return resp, err
 }

@@ -236,6 +236,7 @@ func (s *storeServer) open(ctx context.Context) (*raftstore.Store, error) {
 		AuthToken: c.authToken, AuthTokenTTL: time.Duration(c.authTokenTTL) * time.Second, BcryptCost: c.bcryptCost,
 		Tick: time.Duration(c.heartbeatMillis) * time.Millisecond, ElectionTicks: int(c.electionMillis / c.heartbeatMillis),
 		CommitEntries: c.snapshotCount, CatchUpEntries: c.catchUp, MaxLearners: c.maxLearners, StrictReconfig: c.strictReconfig,
+		CompactionBatch: c.compactionBatch, CompactionSleep: c.compactionSleep,
 		SlowApply: c.slowApply, HashOnCompact: true, StateFile: stateFile, CheckStart: c.features["InitialCorruptCheck"], CheckEvery: c.corruptCheck,
 	}
 	if c.features["LeaseCheckpoint"] {

@@ -36,6 +36,8 @@ type storeConfig struct {
 	bcryptCost                                 int
 	progressInterval                           time.Duration
 	corruptCheck, compactHashCheck             time.Duration
+	compactionBatch                            int
+	compactionSleep                            time.Duration
 	slowApply, slowRequest                     time.Duration
 	keepaliveMinTime, keepaliveInterval        time.Duration
 	keepaliveTimeout                           time.Duration
@@ -54,7 +56,7 @@ type storeConfig struct {
 // backend, a v2 API, discovery, tracing. They are accepted, with a warning.
 var meaningless = map[string]string{
 	"backend-batch-interval": "duration", "backend-batch-limit": "int", "backend-bbolt-freelist-type": "string",
-	"compaction-batch-limit": "int", "compaction-sleep-interval": "duration", "cors": "string", "host-whitelist": "string",
+	"cors": "string", "host-whitelist": "string",
 	"discovery-keepalive-time": "duration", "discovery-keepalive-timeout": "duration", "discovery-srv": "string", "discovery-srv-name": "string", "discovery-fallback": "string",
 	"downgrade-check-time": "duration", "enable-distributed-tracing": "bool", "distributed-tracing-address": "string",
 	"distributed-tracing-service-name": "string", "distributed-tracing-instance-id": "string", "distributed-tracing-sampling-rate": "int",
@@ -126,6 +128,8 @@ func (c *storeConfig) flags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.slowRequest, "warning-unary-request-duration", 300*time.Millisecond, "`duration` of a request beyond which the log tells of it")
 	fs.DurationVar(&c.corruptCheck, "corrupt-check-time", 0, "`duration` between comparisons of what the members hold (0: never)")
 	fs.DurationVar(&c.compactHashCheck, "compact-hash-check-time", time.Minute, "`duration` between comparisons of what was compacted, with the feature CompactHashCheck")
+	fs.IntVar(&c.compactionBatch, "compaction-batch-limit", 0, "`revisions` that a step of a compaction looks at (0: 1000)")
+	fs.DurationVar(&c.compactionSleep, "compaction-sleep-interval", 0, "`duration` between steps of a compaction (0: 10 ms)")
 	fs.StringVar(&c.featureGates, "feature-gates", "", "`name=bool,...`; with effect: StopGRPCServiceOnDefrag, LeaseCheckpoint, InitialCorruptCheck, CompactHashCheck")
 	fs.StringVar(&c.metrics, "metrics", "basic", "`basic`, or extensive: how long each gRPC method takes, too")
 	fs.StringVar(&c.logger, "logger", "zap", "`zap`")

@@ -420,23 +420,3 @@ func holds(c *pb.Compare, kv *mvccpb.KeyValue) bool {
 		return sign < 0
 	}
 }
-
-func (db *DB) compact(req *pb.CompactionRequest) (*pb.CompactionResponse, error) {
-	switch {
-	case req.Revision <= db.compacted:
-		return nil, ErrCompacted
-	case req.Revision > db.revision:
-		return nil, ErrFutureRev
-	}
-	if db.hashOnCompact {
-		db.hashBeforeCompaction(req.Revision)
-	}
-	db.compacted = req.Revision
-	rows := db.index.compact(req.Revision)
-	db.stats.compacted.Add(int64(len(rows)))
-	db.dirty.gone = append(db.dirty.gone, rows...)
-	db.bytes += len(rows) * goneBytes
-	db.dirty.meta = true
-	db.signal()
-	return &pb.CompactionResponse{Header: &pb.ResponseHeader{Revision: db.revision}}, nil
-}

@@ -80,16 +80,19 @@ type DB struct {
 	index     *index
 	revision  int64 // of the newest transaction
 	compacted int64
-	applied   Applied
-	conf      []byte
-	leases    map[int64]*lease
-	attached  map[string]int64 // key -> lease
-	auth      *auth.State
-	alarms    map[pb.AlarmType]map[uint64]bool // by member
-	rows      map[string]map[string][]byte     // of the small buckets
-	pending   []record                         // ascending; not yet on disk
-	bytes     int                              // of pending and dirty.gone
-	dirty     struct {                         // what else the next Commit writes
+	finished  int64 // the last compaction that was carried out
+	// compactions are those after it, the first one under way.
+	compactions []*compaction
+	applied     Applied
+	conf        []byte
+	leases      map[int64]*lease
+	attached    map[string]int64 // key -> lease
+	auth        *auth.State
+	alarms      map[pb.AlarmType]map[uint64]bool // by member
+	rows        map[string]map[string][]byte     // of the small buckets
+	pending     []record                         // ascending; not yet on disk
+	bytes       int                              // of pending and dirty.gone
+	dirty       struct {                         // what else the next Commit writes
 		meta   bool
 		leases map[int64]bool  // changed, added or removed
 		rows   map[rowKey]bool // changed, added or removed
@@ -103,6 +106,7 @@ type DB struct {
 	changed chan struct{} // closed and replaced when revision or compacted moves, if watched
 	closed  bool
 
+	compacting chan struct{} // holds one: compactions may hold something
 	// watched says that somebody has taken changed since it was made.
 	watched atomic.Bool
 	// wanted is up to which revision events are kept with what was before them.
@@ -119,7 +123,7 @@ func Open(cfg Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", cfg.Path, err)
 	}
-	db := &DB{bolt: b, dir: filepath.Dir(cfg.Path), log: cfg.Logger, authenticated: cfg.Authenticated, hashOnCompact: cfg.HashOnCompact, changed: make(chan struct{}), stats: newStats()}
+	db := &DB{bolt: b, dir: filepath.Dir(cfg.Path), log: cfg.Logger, authenticated: cfg.Authenticated, hashOnCompact: cfg.HashOnCompact, changed: make(chan struct{}), compacting: make(chan struct{}, 1), stats: newStats()}
 	db.empty()
 	err = db.load()
 	if err == nil {
@@ -182,6 +186,7 @@ func (db *DB) load() (err error) {
 		// A file of etcd's does not tell its revision, and may have lost the
 		// newest rows to a compaction.
 		db.revision = max(db.revision, db.compacted)
+		db.resume()
 		db.index.tree.Ascend(func(e *entry) bool {
 			if !e.gens[len(e.gens)-1].ended {
 				db.counts.Keys++
@@ -204,6 +209,7 @@ func eachRow(b *bolt.Bucket, f func(k, v []byte) error) error {
 func (db *DB) empty() {
 	db.index, db.revision, db.compacted, db.applied, db.conf = newIndex(), 1, 0, Applied{}, nil
 	db.leases, db.attached, db.alarms = map[int64]*lease{}, map[string]int64{}, map[pb.AlarmType]map[uint64]bool{}
+	db.finished, db.compactions = 0, nil
 	db.auth, db.rows = auth.New(), map[string]map[string][]byte{}
 	db.pending, db.bytes, db.recent, db.hashes, db.counts = nil, 0, ring{}, nil, Counts{}
 	db.dirty.meta, db.dirty.gone = false, nil
@@ -271,14 +277,15 @@ type batch struct {
 	rows                map[rowKey][]byte
 	gone                []gone
 	applied             Applied
-	revision, compacted int64
+	revision            int64
+	compacted, finished int64
 	conf                []byte
 }
 
 // take hands over what is to be written; mu is held.
 func (db *DB) take() batch {
 	b := batch{
-		pending: db.pending, gone: db.dirty.gone, applied: db.applied, revision: db.revision, compacted: db.compacted,
+		pending: db.pending, gone: db.dirty.gone, applied: db.applied, revision: db.revision, compacted: db.compacted, finished: db.finished,
 		conf: db.conf, leases: map[int64][]byte{}, rows: map[rowKey][]byte{},
 	}
 	for id := range db.dirty.leases {
@@ -397,9 +404,15 @@ func (db *DB) measure() error {
 // WaitApplied returns when the entry at index has been applied. It is meant for
 // entries that wake watchers.
 func (db *DB) WaitApplied(ctx context.Context, index uint64) error {
+	return db.wait(ctx, func() bool { return db.applied.Index >= index })
+}
+
+// wait returns when is is true; mu is held while it is called, and it is called when
+// watchers are woken.
+func (db *DB) wait(ctx context.Context, is func() bool) error {
 	for {
 		db.mu.RLock()
-		done, closed, changed := db.applied.Index >= index, db.closed, db.change()
+		done, closed, changed := is(), db.closed, db.change()
 		db.mu.RUnlock()
 		switch {
 		case done:

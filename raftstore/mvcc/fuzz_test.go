@@ -170,6 +170,9 @@ func FuzzApply(f *testing.F) {
 				_, _ = db.Apply(mvcc.Applied{Index: uint64(n + 1), Term: 1}, proto.Clone(r).(*pb.InternalRaftRequest))
 			}
 			everything(t, db)
+			for db.CompactStep(1) {
+			}
+			everything(t, db)
 			if err := db.Commit(); err != nil {
 				t.Fatal(err)
 			}

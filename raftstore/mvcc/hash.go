@@ -3,6 +3,7 @@ package mvcc
 import (
 	"bytes"
 	"hash/crc32"
+	"io"
 	"math"
 	"slices"
 	"time"
@@ -67,7 +68,7 @@ func (db *DB) HashKV(at int64) (KVHash, error) {
 			return h, nil
 		}
 	}
-	return db.hashKV(at, false)
+	return db.hashKV(at)
 }
 
 // CompactionHashes are the hashes that were taken of what the last compactions
@@ -81,23 +82,8 @@ func (db *DB) CompactionHashes() []KVHash {
 // keptHashes is how many hashes of compacted revisions are remembered.
 const keptHashes = 10
 
-// hashBeforeCompaction remembers the hash up to a revision that is about to be
-// compacted, as etcd does: members compare it although they compact at
-// different times. It reads all that is stored.
-func (db *DB) hashBeforeCompaction(at int64) {
-	h, err := db.hashKV(at, true)
-	if err != nil {
-		db.log.Warn("what is compacted was not hashed", "revision", at, "err", err)
-		return
-	}
-	if len(db.hashes) == keptHashes {
-		db.hashes = db.hashes[1:]
-	}
-	db.hashes = append(db.hashes, h)
-}
-
-func (db *DB) hashKV(at int64, compacting bool) (KVHash, error) {
-	out := KVHash{Revision: at, Compacted: db.compacted, Current: db.revision}
+func (db *DB) hashKV(at int64) (KVHash, error) {
+	out := KVHash{Revision: at, Compacted: neverCompacted(db.compacted), Current: db.revision}
 	switch {
 	case at > db.revision:
 		return KVHash{}, ErrFutureRev
@@ -106,39 +92,32 @@ func (db *DB) hashKV(at int64, compacting bool) (KVHash, error) {
 	case at <= 0:
 		out.Revision = db.revision
 	}
-	if db.compacted == 0 {
-		out.Compacted = -1 // etcd's "never"
-	}
-	h := crc32.New(castagnoli)
-	h.Write(keyBucket)
-	kept := db.keptAt(out.Revision, compacting)
-	row := func(rev Rev, deleted bool, data []byte) error {
-		if rev.Main == db.compacted && deleted {
-			return nil
-		}
-		if rev.Main <= db.compacted {
-			if kv, err := decodeKV(rev, data); err != nil || !kept(kv.Key, rev) {
-				return err
-			}
-		}
-		h.Write(rowName(rev, deleted))
-		h.Write(data)
-		return nil
-	}
+	h, counts := newSum(), db.counted(out.Revision, db.compacted, false)
 	v := db.view()
 	defer v.close()
-	if err := v.rows(out.Revision, row); err != nil {
+	if err := v.rows(Rev{}, out.Revision, func(rev Rev, deleted bool, data []byte) (bool, error) {
+		return true, counts(h, rev, deleted, data)
+	}); err != nil {
 		return KVHash{}, err
 	}
 	out.Hash = h.Sum32()
 	return out, nil
 }
 
-// keptAt tells which of the compacted rows count for a hash up to revision at, by
-// etcd's rule, so that hashes are equal to etcd's of the same history: those that
-// are what keys were at that revision, or, if there was no key, all that are
-// there. A compaction takes a key that its own revision deleted for one.
-func (db *DB) keptAt(at int64, compacting bool) func(key []byte, rev Rev) bool {
+// neverCompacted is etcd's name of a compaction that never was.
+func neverCompacted(at int64) int64 {
+	if at == 0 {
+		return -1
+	}
+	return at
+}
+
+// counted adds rows to a hash up to revision at, after the compaction before, by
+// etcd's rule, so that hashes are equal to etcd's of the same history. Of the compacted
+// rows those count that are what keys were at revision at, or, if there was no key,
+// all that the compaction leaves. A compaction's own hash takes a key that its
+// revision deleted for one. mu is held while it is used.
+func (db *DB) counted(at, before int64, compacting bool) func(h io.Writer, rev Rev, deleted bool, data []byte) error {
 	alive := false
 	db.index.tree.Ascend(func(e *entry) bool {
 		_, alive = e.at(at)
@@ -147,21 +126,36 @@ func (db *DB) keptAt(at int64, compacting bool) func(key []byte, rev Rev) bool {
 		})
 		return !alive
 	})
-	return func(key []byte, rev Rev) bool {
-		if !alive {
-			return db.index.holds(key, rev)
+	since := at
+	if !alive {
+		since = before
+	}
+	return func(h io.Writer, rev Rev, deleted bool, data []byte) error {
+		if rev.Main == before && deleted {
+			return nil
 		}
-		e := db.index.get(key)
-		if e == nil {
-			return false
+		if rev.Main <= before {
+			kv, err := decodeKV(rev, data)
+			if err != nil {
+				return err
+			}
+			e := db.index.get(kv.Key)
+			if e == nil {
+				return nil
+			}
+			if v, ok := e.at(since); !ok || v.rev != rev {
+				return nil
+			}
 		}
-		v, ok := e.at(at)
-		return ok && v.rev == rev
+		h.Write(rowName(rev, deleted))
+		h.Write(data)
+		return nil
 	}
 }
 
-// rows visits all rows up to a main revision, from disk and from memory.
-func (v *view) rows(to int64, f func(Rev, bool, []byte) error) error {
+// rows visits rows from one on, up to a main revision, from disk and from memory,
+// until f reports false.
+func (v *view) rows(from Rev, to int64, f func(Rev, bool, []byte) (bool, error)) error {
 	first := Rev{math.MaxInt64, 0}
 	if len(v.pending) > 0 {
 		first = v.pending[0].rev
@@ -172,7 +166,7 @@ func (v *view) rows(to int64, f func(Rev, bool, []byte) error) error {
 	}
 	if b != nil {
 		c := b.Cursor()
-		for k, data := c.First(); k != nil; k, data = c.Next() {
+		for k, data := c.Seek(encodeRev(from)); k != nil; k, data = c.Next() {
 			rev, deleted, err := decodeRev(k)
 			if err != nil {
 				return err
@@ -180,7 +174,7 @@ func (v *view) rows(to int64, f func(Rev, bool, []byte) error) error {
 			if rev.Main > to || !rev.less(first) {
 				break
 			}
-			if err := f(rev, deleted, data); err != nil {
+			if on, err := f(rev, deleted, data); err != nil || !on {
 				return err
 			}
 		}
@@ -189,7 +183,10 @@ func (v *view) rows(to int64, f func(Rev, bool, []byte) error) error {
 		if r.rev.Main > to {
 			break
 		}
-		if err := f(r.rev, r.deleted, r.data); err != nil {
+		if r.rev.less(from) {
+			continue
+		}
+		if on, err := f(r.rev, r.deleted, r.data); err != nil || !on {
 			return err
 		}
 	}

@@ -165,23 +165,6 @@ func (x *index) ascend(key, end []byte, f func(*entry) bool) {
 	}
 }
 
-// compact drops what nobody can ask for when at is the oldest revision that
-// may be read, and returns the revisions to delete from disk.
-func (x *index) compact(at int64) (rows []gone) {
-	var empty []*entry
-	x.tree.Ascend(func(e *entry) bool {
-		rows = e.compact(at, rows)
-		if len(e.gens) == 0 {
-			empty = append(empty, e)
-		}
-		return true
-	})
-	for _, e := range empty {
-		x.tree.Delete(e)
-	}
-	return rows
-}
-
 func (e *entry) compact(at int64, rows []gone) []gone {
 	kept := e.gens[:0]
 	for _, g := range e.gens {

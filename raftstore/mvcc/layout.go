@@ -131,6 +131,9 @@ func (db *DB) loadMeta(meta *bolt.Bucket) error {
 				return fmt.Errorf("%q: %w", key, err)
 			}
 			db.compacted = max(db.compacted, rev.Main)
+			if &key[0] == &finishedKey[0] {
+				db.finished = rev.Main
+			}
 		}
 	}
 	db.conf = bytes.Clone(meta.Get(confKey))
@@ -211,7 +214,9 @@ func (b *batch) writeMeta(tx *bolt.Tx) error {
 	}
 	if b.compacted > 0 {
 		rows[string(scheduledKey)] = encodeRev(Rev{Main: b.compacted})
-		rows[string(finishedKey)] = encodeRev(Rev{Main: b.compacted})
+	}
+	if b.finished > 0 {
+		rows[string(finishedKey)] = encodeRev(Rev{Main: b.finished})
 	}
 	if b.conf != nil {
 		rows[string(confKey)] = b.conf

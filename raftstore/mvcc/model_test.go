@@ -195,6 +195,8 @@ func (g *game) step() {
 				g.t.Fatal(err)
 			}
 		}
+	case 17:
+		g.stepForget()
 	default:
 		g.checkWatch()
 	}
@@ -302,6 +304,10 @@ func (g *game) stepCompact() {
 	}
 	g.agree("compact", err, want)
 }
+
+// stepForget carries out a part of what compactions have left to do, which nothing
+// that can be asked shows.
+func (g *game) stepForget() { g.db.CompactStep(1 + g.rnd.IntN(5)) }
 
 func (g *game) stepRevoke() {
 	id := int64(1 + g.rnd.IntN(3))

@@ -2,11 +2,13 @@ package mvcc_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
@@ -174,6 +176,8 @@ func TestDefragmentKeepsAllAndGivesSpaceBack(t *testing.T) {
 	}
 	rev, _ := m.db.Revision()
 	m.apply(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: rev}})
+	for m.db.CompactStep(100) {
+	}
 	if err := m.db.Commit(); err != nil {
 		t.Fatal(err)
 	}
@@ -248,6 +252,49 @@ func TestHashKVDoesNotDependOnWhatIsOnDisk(t *testing.T) {
 	if _, err := a.db.HashKV(99); err != mvcc.ErrFutureRev {
 		t.Errorf("hash of a future revision: %v", err)
 	}
+	ha, _, errA := a.db.Hash()
+	hb, _, errB := b.db.Hash()
+	if ha != hb || errA != nil || errB != nil {
+		t.Errorf("hash %x %v, %x %v", ha, errA, hb, errB)
+	}
+}
+
+// TestCompactionGoesOnAfterARestart: one that was cut short, by a restart or in a copy
+// of the file, is finished later, to the same file as one that was not; another that
+// came meanwhile follows it.
+func TestCompactionGoesOnAfterARestart(t *testing.T) {
+	a, b := newMachine(t), newMachine(t)
+	finish := func(m *machine) {
+		for m.db.CompactStep(1) {
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := m.db.WaitCompacted(ctx, 25); err != nil {
+			t.Fatalf("not compacted: %v", err)
+		}
+	}
+	for _, m := range []*machine{a, b} {
+		for i := range 30 {
+			m.put(fmt.Sprint("k", i%6), fmt.Sprint(i))
+		}
+		m.apply(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: 20}})
+		if !m.db.CompactStep(1) {
+			t.Fatal("one step is all")
+		}
+		m.apply(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: 25}})
+		m.db.CompactStep(1)
+		if err := m.db.Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	finish(a)
+	b.reopen()
+	select {
+	case <-b.db.Compacting():
+	default:
+		t.Error("nobody is told that there is a compaction to finish")
+	}
+	finish(b)
 	ha, _, errA := a.db.Hash()
 	hb, _, errB := b.db.Hash()
 	if ha != hb || errA != nil || errB != nil {

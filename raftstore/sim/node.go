@@ -243,6 +243,7 @@ func (n *node) pump() {
 		n.pump()
 		return
 	}
+	n.db.CompactStep(3)
 	n.release()
 	if n.life == life && n.core.LogEntries(n.committed.Index) > commitEntries {
 		n.commit()
