@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"runtime/debug"
 	"strings"
@@ -37,7 +38,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	defer release()
 
 	if !longRunning(req, info) {
-		ctx, cancel := s.withDeadline(req)
+		ctx, cancel, err := s.withDeadline(req)
+		if err != nil {
+			s.respondError(w, req, err)
+			return
+		}
 		defer cancel()
 		req = req.WithContext(ctx)
 	}
@@ -115,13 +120,18 @@ func (s *Server) admitInFlight(req *http.Request, info *request.RequestInfo) (re
 }
 
 // withDeadline bounds a request by ?timeout= or the server's limit, whichever
-// is less.
-func (s *Server) withDeadline(req *http.Request) (context.Context, context.CancelFunc) {
+// is less; 0 means the limit.
+func (s *Server) withDeadline(req *http.Request) (context.Context, context.CancelFunc, error) {
 	limit := s.limits.RequestTimeout
 	if v := req.URL.Query().Get("timeout"); v != "" {
-		if d, err := time.ParseDuration(v); err == nil && d > 0 && d < limit {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("invalid timeout specified in the request URL - %v", err))
+		}
+		if d > 0 && d < limit {
 			limit = d
 		}
 	}
-	return context.WithTimeout(req.Context(), limit)
+	ctx, cancel := context.WithTimeout(req.Context(), limit)
+	return ctx, cancel, nil
 }

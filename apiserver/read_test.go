@@ -240,6 +240,18 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// TestTimeout: a client's own bound is read, and one that is none is refused.
+func TestTimeout(t *testing.T) {
+	e := newEnv(t, nil)
+	for query, want := range map[string]int{"": 200, "?timeout=3m": 200, "?timeout=0s": 200, "?timeout=5s": 200, "?timeout=soon": 400} {
+		resp := e.do(e.admin(), "GET", "/api/v1/namespaces"+query, nil)
+		got := text(t, resp)
+		if resp.StatusCode != want || want == 400 && !strings.Contains(got, "invalid timeout specified in the request URL") {
+			t.Errorf("%q: %d %s", query, resp.StatusCode, got)
+		}
+	}
+}
+
 // TestAnonymous sees what upstream's system:public-info-viewer sees, and
 // nothing else.
 func TestAnonymous(t *testing.T) {
