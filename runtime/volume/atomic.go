@@ -15,6 +15,7 @@ import (
 type file struct {
 	data []byte
 	mode fs.FileMode
+	uid  *int64 // its owner; nil: root
 }
 
 // payload maps a path below the volume to its file.
@@ -83,8 +84,8 @@ func (p payload) fill(dir string, gid *int64) error {
 		if err := os.WriteFile(full, f.data, 0o600); err != nil {
 			return err
 		}
-		if gid != nil {
-			if err := os.Lchown(full, -1, int(*gid)); err != nil {
+		if gid != nil || f.uid != nil {
+			if err := os.Lchown(full, idOr(f.uid, -1), idOr(gid, -1)); err != nil {
 				return err
 			}
 		}
@@ -101,6 +102,13 @@ func (p payload) fill(dir string, gid *int64) error {
 		}
 		return err
 	})
+}
+
+func idOr(id *int64, def int) int {
+	if id == nil {
+		return def
+	}
+	return int(*id)
 }
 
 // ownDir gives a folder to a Pod's fsGroup, and what is made in it too.

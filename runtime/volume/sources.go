@@ -60,7 +60,7 @@ func (m *Manager) secret(ns string, s *corev1.SecretProjection, def fs.FileMode,
 func items(data map[string][]byte, keys []corev1.KeyToPath, def fs.FileMode, optional bool, missing string, p payload) error {
 	if len(keys) == 0 {
 		for k, v := range data {
-			p[k] = file{v, def}
+			p[k] = file{data: v, mode: def}
 		}
 		return nil
 	}
@@ -80,7 +80,7 @@ func items(data map[string][]byte, keys []corev1.KeyToPath, def fs.FileMode, opt
 		if err != nil {
 			return err
 		}
-		p[name] = file{v, fm}
+		p[name] = file{data: v, mode: fm}
 	}
 	return nil
 }
@@ -119,7 +119,7 @@ func (m *Manager) downward(pod *corev1.Pod, files []corev1.DownwardAPIVolumeFile
 		if err != nil {
 			return err
 		}
-		p[name] = file{[]byte(value), fm}
+		p[name] = file{data: []byte(value), mode: fm}
 	}
 	return nil
 }
@@ -158,10 +158,10 @@ func (m *Manager) token(ctx context.Context, pod *corev1.Pod, s *corev1.ServiceA
 	if err != nil {
 		return time.Time{}, err
 	}
-	fm := tokenMode(pod, def)
+	fm, uid := tokenAccess(pod, def)
 	if old, err := os.ReadFile(filepath.Join(dir, name)); err == nil {
 		if renew, ok := renewAt(string(old)); ok && m.cfg.Now().Before(renew) {
-			p[name] = file{old, fm}
+			p[name] = file{data: old, mode: fm, uid: uid}
 			return renew, nil
 		}
 	}
@@ -180,19 +180,49 @@ func (m *Manager) token(ctx context.Context, pod *corev1.Pod, s *corev1.ServiceA
 	if err != nil {
 		return time.Time{}, fmt.Errorf("failed to fetch token: %w", err)
 	}
-	p[name] = file{[]byte(resp.Status.Token), fm}
+	p[name] = file{data: []byte(resp.Status.Token), mode: fm, uid: uid}
 	renew, _ := renewAt(resp.Status.Token)
 	return renew, nil
 }
 
-// tokenMode lets a Pod that does not run as root read its token, as the kubelet
-// does.
-func tokenMode(pod *corev1.Pod, def fs.FileMode) fs.FileMode {
-	sc := pod.Spec.SecurityContext
-	if sc != nil && sc.FSGroup != nil {
-		return 0o600
+// tokenAccess lets nobody but the Pod read its token, as the kubelet does: it is of
+// the user that all its containers run as, if that is said, or of its fsGroup.
+func tokenAccess(pod *corev1.Pod, def fs.FileMode) (fs.FileMode, *int64) {
+	uid := onlyUser(pod)
+	if sc := pod.Spec.SecurityContext; uid != nil || sc != nil && sc.FSGroup != nil {
+		return 0o600, uid
 	}
-	return def
+	return def, nil
+}
+
+// onlyUser is the user that every container of the Pod says that it runs as; nil if
+// there is no such one (volumeutil.FsUserFrom).
+func onlyUser(pod *corev1.Pod) *int64 {
+	var all []*corev1.SecurityContext
+	for i := range pod.Spec.InitContainers {
+		all = append(all, pod.Spec.InitContainers[i].SecurityContext)
+	}
+	for i := range pod.Spec.Containers {
+		all = append(all, pod.Spec.Containers[i].SecurityContext)
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		all = append(all, pod.Spec.EphemeralContainers[i].SecurityContext)
+	}
+	var only *int64
+	for _, sc := range all {
+		var uid *int64
+		if pod.Spec.SecurityContext != nil {
+			uid = pod.Spec.SecurityContext.RunAsUser
+		}
+		if sc != nil && sc.RunAsUser != nil {
+			uid = sc.RunAsUser
+		}
+		if uid == nil || only != nil && *only != *uid {
+			return nil
+		}
+		only = uid
+	}
+	return only
 }
 
 // renewAt reads from a JSON web token when four fifths of its life are over.

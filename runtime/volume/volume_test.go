@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -229,6 +230,50 @@ func TestSubPathStaysInside(t *testing.T) {
 		}
 		if read(t, paths["e"]+"/a/b/f") != "x" {
 			t.Error("the subPath is another folder")
+		}
+	}
+}
+
+// A token is its Pod's alone, if it is known as whom that runs.
+func TestTokenAccess(t *testing.T) {
+	uid, other, gid, life := int64(4321), int64(1), int64(5432), int64(3600)
+	user := func(id *int64) *corev1.SecurityContext { return &corev1.SecurityContext{RunAsUser: id} }
+	for _, c := range []struct {
+		name       string
+		edit       func(*corev1.PodSpec)
+		mode       fs.FileMode
+		owner, grp uint32
+	}{
+		{"nothing said", func(*corev1.PodSpec) {}, 0o644, 0, 0},
+		{"the Pod's user", func(s *corev1.PodSpec) { s.SecurityContext = &corev1.PodSecurityContext{RunAsUser: &uid} }, 0o600, 4321, 0},
+		{"the fsGroup", func(s *corev1.PodSpec) { s.SecurityContext = &corev1.PodSecurityContext{FSGroup: &gid} }, 0o640, 0, 5432},
+		{"both", func(s *corev1.PodSpec) {
+			s.SecurityContext = &corev1.PodSecurityContext{RunAsUser: &uid, FSGroup: &gid}
+		}, 0o640, 4321, 5432},
+		{"one user of two containers", func(s *corev1.PodSpec) {
+			s.Containers = []corev1.Container{{SecurityContext: user(&uid)}, {SecurityContext: user(&uid)}}
+		}, 0o600, 4321, 0},
+		{"two users", func(s *corev1.PodSpec) {
+			s.Containers = []corev1.Container{{SecurityContext: user(&uid)}, {SecurityContext: user(&other)}}
+		}, 0o644, 0, 0},
+		{"one of two says none", func(s *corev1.PodSpec) { s.Containers = []corev1.Container{{SecurityContext: user(&uid)}, {}} }, 0o644, 0, 0},
+	} {
+		m, _, _, _ := newManager(t)
+		p := pod(corev1.Volume{Name: "t", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token", ExpirationSeconds: &life}}}}}})
+		p.Spec.Containers = []corev1.Container{{}}
+		c.edit(&p.Spec)
+		paths, _, err := m.Setup(context.Background(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fi, err := os.Stat(paths["t"] + "/token")
+		if err != nil {
+			t.Fatal(err)
+		}
+		st := fi.Sys().(*syscall.Stat_t)
+		if fi.Mode() != c.mode || st.Uid != c.owner || st.Gid != c.grp {
+			t.Errorf("%s: %v of %d:%d, want %v of %d:%d", c.name, fi.Mode(), st.Uid, st.Gid, c.mode, c.owner, c.grp)
 		}
 	}
 }
