@@ -6,19 +6,24 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// portsTaken and its message are the kubelet's, for a Pod that was put on the
-// device past the scheduler.
+// The kubelet's reasons and messages for a Pod that was put on the device past the
+// scheduler.
 const (
 	portsTaken        = "NodePorts"
 	portsTakenMessage = "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
+	otherOS           = "PodOSNotSupported"
+	otherOSMessage    = "Pod was rejected: Failed to admit pod as the OS field doesn't match node OS"
 )
 
-// refused says why a Pod must not begin on the device: others, which run or are
-// about to, have its host ports. One that has begun is never refused, nor is one
-// for the sake of a Pod that is on its way out.
+// refused says why a Pod must not begin on the device: it is for another operating
+// system, or others, which run or are about to, have its host ports. One that has
+// begun is never refused, nor is one for the sake of a Pod that is on its way out.
 func refused(p *corev1.Pod, others []*corev1.Pod) (reason, message string) {
 	if p.Status.StartTime != nil || p.DeletionTimestamp != nil || isOver(p) {
 		return "", ""
+	}
+	if p.Spec.OS != nil && p.Spec.OS.Name != corev1.Linux {
+		return otherOS, otherOSMessage
 	}
 	ports := hostPorts(p)
 	if len(ports) == 0 {

@@ -21,6 +21,9 @@ func TestRefused(t *testing.T) {
 	}
 	now := metav1.Now()
 	begun := func(p *corev1.Pod) { p.Status.StartTime = &now }
+	forOS := func(name corev1.OSName) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: name} }
+	}
 	for _, tc := range []struct {
 		name     string
 		p, other *corev1.Pod
@@ -35,6 +38,8 @@ func TestRefused(t *testing.T) {
 		{"it has begun", pod("a", 80, "", "", begun), pod("b", 80, "", ""), ""},
 		{"the other has ended", pod("a", 80, "", ""), pod("b", 80, "", "", func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }), ""},
 		{"the other is on its way out", pod("a", 80, "", ""), pod("b", 80, "", "", func(p *corev1.Pod) { p.DeletionTimestamp = &now }), ""},
+		{"for Linux", pod("a", 0, "", "", forOS(corev1.Linux)), pod("b", 0, "", ""), ""},
+		{"for Windows", pod("a", 0, "", "", forOS(corev1.Windows)), pod("b", 0, "", ""), otherOS},
 		{"itself", pod("a", 80, "", ""), pod("a", 80, "", ""), ""},
 	} {
 		if got, _ := refused(tc.p, []*corev1.Pod{tc.other}); got != tc.want {
