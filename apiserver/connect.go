@@ -52,6 +52,26 @@ func (c *call) connector() func() error {
 	return nil
 }
 
+// admitConnect asks the admission chain whether a connection may be made.
+func (c *call) admitConnect() error {
+	sub, ok := httpSubs[c.res.gvr][c.info.Subresource]
+	if c.cfg.Admission == nil || !ok || c.info.Subresource == "log" {
+		return nil
+	}
+	opts, err := codec.Scheme().New(sub.gvk)
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	if err := c.parameters(opts); err != nil {
+		return err
+	}
+	u, _ := registry.UserFrom(c.req.Context())
+	return c.cfg.Admission.Validate(c.req.Context(), &registry.Attributes{
+		Operation: admission.Connect, Kind: c.res.kind, Resource: c.res.gvr, Subresource: c.info.Subresource,
+		Namespace: c.info.Namespace, Name: c.info.Name, Object: opts, User: u,
+	})
+}
+
 func (c *call) createToken() error {
 	if c.info.Verb != "create" {
 		return apierrors.NewMethodNotSupported(c.gr, c.info.Verb)

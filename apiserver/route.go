@@ -37,7 +37,9 @@ func (s *Server) route(w http.ResponseWriter, req *http.Request, info *request.R
 	default:
 		c := &call{Server: s, w: w, req: req, info: info, res: res, gr: gvr.GroupResource()}
 		if connect := c.connector(); connect != nil {
-			err = connect()
+			if err = c.admitConnect(); err == nil {
+				err = connect()
+			}
 		} else {
 			err = c.serve()
 		}

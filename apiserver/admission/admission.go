@@ -27,11 +27,23 @@ type Config struct {
 	// Authorizer is asked for what a body needs beyond its verb; nil leaves
 	// these guards out.
 	Authorizer authorizer.UnconditionalAuthorizer
+	// Configured are the webhooks and policies that users bring; nil: none.
+	Configured Configured
+}
+
+// Configured is apiserver/webhook's Admission.
+type Configured interface {
+	// Admit may change the object, and runs again, the plugins before it once
+	// more, if it did.
+	Admit(ctx context.Context, a *registry.Attributes, again func() error) error
+	Validate(ctx context.Context, a *registry.Attributes) error
 }
 
 // Chain asks its plugins in order.
 type Chain struct {
 	plugins    []registry.Admission
+	configured Configured // asked after the plugins; nil: nobody
+	quota      registry.Admission
 	escalation Escalation
 }
 
@@ -44,7 +56,7 @@ func New(cfg Config) (*Chain, error) {
 		return nil, err
 	}
 	return &Chain{
-		escalation: cfg.Escalation,
+		escalation: cfg.Escalation, configured: cfg.Configured, quota: newResourceQuota(cfg.Registry),
 		plugins: []registry.Admission{
 			newNamespaceLifecycle(cfg.Registry),
 			newLimitRanger(cfg.Registry),
@@ -56,13 +68,19 @@ func New(cfg Config) (*Chain, error) {
 			newRuntimeClass(cfg.Registry),
 			signers{authz: cfg.Authorizer},
 			newDeviceClaims(cfg.Registry, cfg.Authorizer),
-			newResourceQuota(cfg.Registry),
 		},
 	}, nil
 }
 
 // Admit lets every plugin change the object.
 func (c *Chain) Admit(ctx context.Context, a *registry.Attributes) error {
+	if err := c.admit(ctx, a); err != nil || c.configured == nil {
+		return err
+	}
+	return c.configured.Admit(ctx, a, func() error { return c.admit(ctx, a) })
+}
+
+func (c *Chain) admit(ctx context.Context, a *registry.Attributes) error {
 	for _, p := range c.plugins {
 		if err := p.Admit(ctx, a); err != nil {
 			return err
@@ -83,7 +101,12 @@ func (c *Chain) Validate(ctx context.Context, a *registry.Attributes) error {
 			return err
 		}
 	}
-	return nil
+	if c.configured != nil {
+		if err := c.configured.Validate(ctx, a); err != nil {
+			return err
+		}
+	}
+	return c.quota.Validate(ctx, a)
 }
 
 // Operations by their short names.

@@ -3,9 +3,11 @@
 //
 // It is the chain that upstream turns on by default, as far as its kinds are
 // served: NamespaceLifecycle, ServiceAccount, NodeRestriction, PodSecurity,
-// LimitRanger, Priority, DefaultTolerationSeconds, RuntimeClass, ResourceQuota, and
-// the guard against gaining rights by writing roles, which upstream keeps in its
-// storage.
+// LimitRanger, Priority, DefaultTolerationSeconds, RuntimeClass, those of
+// certificates (CertificateApproval, CertificateSigning, ClusterTrustBundleAttest,
+// CertificateSubjectRestriction), the webhooks and policies of apiserver/webhook,
+// ResourceQuota, and the guards against gaining rights by writing roles and claims
+// for devices, which upstream keeps in its storage.
 //
 // It is not authorization (apiserver/authz), which sees no bodies, and not the
 // validation of a kind's fields (apiserver/kinds).

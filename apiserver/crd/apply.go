@@ -18,6 +18,15 @@ const metaDocument = "apis/scheduling.k8s.io/v1"
 // FieldManager implements registry.Custom: how fields merge is read from the
 // schemas of all versions, since an object's fields may be owned in any.
 func (m *model) FieldManager(gvk schema.GroupVersionKind, sub string, reset map[fieldpath.APIVersion]fieldpath.Filter) (*managedfields.FieldManager, error) {
+	types, err := m.types()
+	if err != nil {
+		return nil, err
+	}
+	return managedfields.NewDefaultCRDFieldManager(types, converter{m}, m, creator{}, gvk, gvk.GroupVersion(), sub, reset)
+}
+
+// types knows how the fields of all versions merge.
+func (m *model) types() (managedfields.TypeConverter, error) {
 	models, err := openapi.Schemas(metaDocument)
 	if err != nil {
 		return nil, err
@@ -33,7 +42,7 @@ func (m *model) FieldManager(gvk schema.GroupVersionKind, sub string, reset map[
 	if err != nil {
 		return nil, fmt.Errorf("tracking the fields of %s: %w", m.crd.Name, err)
 	}
-	return managedfields.NewDefaultCRDFieldManager(types, converter{m}, m, creator{}, gvk, gvk.GroupVersion(), sub, reset)
+	return types, nil
 }
 
 // converter is the model as the field manager wants it.

@@ -193,7 +193,7 @@ func newRow(crd *apiextensionsv1.CustomResourceDefinition, c Converter, log *slo
 		ListKind:   names.ListKind,
 		Namespaced: crd.Spec.Scope == apiextensionsv1.NamespaceScoped,
 		Prefix:     crd.Spec.Group + "/" + names.Plural,
-		Custom:     m, Strategy: &strategy{model: m}, ReturnDeleted: false,
+		Custom:     m, TypeConverter: m.types, Strategy: &strategy{model: m},
 		Transact: onlyWhileDefined(crd),
 	}
 	for _, v := range crd.Spec.Versions {

@@ -53,6 +53,7 @@ func All(cfg Config) []*registry.Kind {
 	all = append(all, storageMigration()...)
 	all = append(all, resources()...)
 	all = append(all, extensions()...)
+	all = append(all, admissionRegistration()...)
 	return all
 }
 

@@ -97,7 +97,7 @@ func (r *Registry) prepareCreate(c *call, obj runtime.Object, opts *CreateOption
 	if m.GetGenerateName() != "" && m.GetName() == "" {
 		m.SetName(c.kind.Strategy.GenerateName(m.GetGenerateName()))
 	}
-	c.kind.setDefaults(obj)
+	c.kind.SetDefaults(obj)
 	if obj, err = c.kind.toStorage(obj); err != nil {
 		return nil, nil, apierrors.NewBadRequest(err.Error())
 	}
@@ -202,7 +202,7 @@ func (r *Registry) admit(ctx context.Context, a *Attributes) error {
 		return err
 	}
 	if a.Object != nil {
-		a.Kind.setDefaults(a.Object)
+		a.Kind.SetDefaults(a.Object)
 	}
 	return nil
 }

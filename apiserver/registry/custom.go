@@ -89,8 +89,8 @@ func (k *Kind) toHub(obj runtime.Object, gvk schema.GroupVersionKind) (runtime.O
 	return codec.ToInternal(obj)
 }
 
-// setDefaults sets the defaults of obj's version.
-func (k *Kind) setDefaults(obj runtime.Object) {
+// SetDefaults sets the defaults of obj's version.
+func (k *Kind) SetDefaults(obj runtime.Object) {
 	if k.isCustom(obj) {
 		k.Custom.Default(obj)
 		return

@@ -182,7 +182,7 @@ func (r *Registry) prepareUpdate(c *call, strategy rest.RESTUpdateStrategy, name
 	if err := checkVersion(c, strategy, name, e, obj); err != nil {
 		return nil, nil, err
 	}
-	c.kind.setDefaults(obj)
+	c.kind.SetDefaults(obj)
 	obj, err := c.kind.toStorage(obj)
 	if err != nil {
 		return nil, nil, apierrors.NewBadRequest(err.Error())

@@ -31,6 +31,7 @@ import (
 	"edged/apiserver/crd"
 	"edged/apiserver/kinds"
 	"edged/apiserver/registry"
+	"edged/apiserver/webhook"
 	"edged/cluster/join"
 )
 
@@ -105,7 +106,11 @@ func (d *device) openAPI() (err error) {
 		return err
 	}
 	a.authn = authn.New(authn.Config{ClientCAs: d.identity.CAPool(), Issuer: a.tokens, Anonymous: true, Now: d.clock.Now})
-	chain, err := admission.New(admission.Config{Registry: d.registry, Escalation: a.authz, Authorizer: a.authz})
+	asked := webhook.NewClient(d.registry, nil)
+	configured := webhook.New(webhook.Config{Registry: d.registry, Client: asked, Authorizer: a.authz, Logger: d.log})
+	d.onClose(asked.Close)
+	d.onClose(configured.Close)
+	chain, err := admission.New(admission.Config{Registry: d.registry, Escalation: a.authz, Authorizer: a.authz, Configured: configured})
 	if err != nil {
 		return err
 	}
@@ -114,9 +119,9 @@ func (d *device) openAPI() (err error) {
 	d.kubelets = &http.Transport{TLSClientConfig: d.identity.KubeletClientTLS(), IdleConnTimeout: 30 * time.Second, MaxIdleConnsPerHost: 2, TLSHandshakeTimeout: 10 * time.Second}
 	d.onClose(func() error { d.kubelets.CloseIdleConnections(); return nil })
 	d.openBackups()
-	d.custom = crd.New(crd.Config{Registry: d.registry, Logger: d.log})
+	d.custom = crd.New(crd.Config{Registry: d.registry, Converter: webhook.Converter{Client: asked}, Logger: d.log})
 	d.api, err = apiserver.New(apiserver.Config{
-		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d, Custom: d.custom,
+		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d, Custom: d.custom, Admission: chain,
 		Version: apiVersion(), ServerAddress: fmt.Sprintf("%s:%d", d.nodeIP, c.parsed.api.Port()),
 		Ready: d.readiness, Logger: d.log,
 		Metrics: metricsHandler(storeCollector(d.store), counts.requests, counts.writes, backupMetrics{d}), Observe: counts.observe,
