@@ -3,6 +3,8 @@ package agent
 import (
 	"encoding/base64"
 	"encoding/json"
+	"maps"
+	pathpkg "path"
 	"slices"
 	"strings"
 
@@ -50,9 +52,10 @@ func (o *Objects) Allocatable() corev1.ResourceList {
 	return n.Status.Allocatable
 }
 
-// PullAuth returns the credentials of the Pod's imagePullSecrets, and a key that
-// is equal for equal credentials.
-func (o *Objects) PullAuth(p *corev1.Pod) (func(host string) engine.Auth, string) {
+// PullAuth returns the credentials of the Pod's imagePullSecrets for an image, and a
+// key that is equal for equal credentials. Several may fit a registry: they are to be
+// tried in turn.
+func (o *Objects) PullAuth(p *corev1.Pod, image string) (func(host string) []engine.Auth, string) {
 	var auths []map[string]dockerAuth
 	var key strings.Builder
 	for _, ref := range p.Spec.ImagePullSecrets {
@@ -79,16 +82,49 @@ func (o *Objects) PullAuth(p *corev1.Pod) (func(host string) engine.Auth, string
 	if len(auths) == 0 {
 		return nil, ""
 	}
-	return func(host string) engine.Auth {
-		for _, a := range auths {
-			for registry, d := range a {
-				if registryHost(registry) == registryHost(host) {
-					return d.auth()
-				}
+	return func(host string) []engine.Auth { return credentials(auths, host, image) }, key.String()
+}
+
+// credentials are those for a host from which the image comes: of each Secret in
+// its turn the more specific first, as upstream has them
+// (pkg/credentialprovider/keyring.go).
+func credentials(auths []map[string]dockerAuth, host, image string) (out []engine.Auth) {
+	host = registryHost(host)
+	path := ""
+	if name, err := engine.NormalizeImageName(image); err == nil && registryHost(name) == host {
+		_, path, _ = strings.Cut(name, "/")
+	}
+	for _, a := range auths {
+		for _, registry := range slices.Backward(slices.Sorted(maps.Keys(a))) {
+			if d := a[registry].auth(); covers(registry, host, path) && !slices.Contains(out, d) {
+				out = append(out, d)
 			}
 		}
-		return engine.Auth{}
-	}, key.String()
+	}
+	return out
+}
+
+// covers says whether what a Secret names a registry, perhaps with wildcards and
+// with the beginning of a path, is for an image at host and path.
+func covers(registry, host, path string) bool {
+	want := strings.Split(registryHost(registry), ".")
+	have := strings.Split(host, ".")
+	if len(want) != len(have) {
+		return false
+	}
+	for i := range want {
+		same, err := pathpkg.Match(want[i], have[i])
+		if want[i] != have[i] && (err != nil || !same) {
+			return false
+		}
+	}
+	registry = strings.TrimPrefix(strings.TrimPrefix(registry, "https://"), "http://")
+	_, below, _ := strings.Cut(registry, "/")
+	below = strings.TrimSuffix(below, "/")
+	if below == "v1" || below == "v2" { // an API's address, as docker login wrote it
+		return true
+	}
+	return strings.HasPrefix(path, below)
 }
 
 type dockerAuth struct {

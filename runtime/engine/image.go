@@ -59,8 +59,8 @@ type Auth struct {
 
 // PullOptions say how to pull.
 type PullOptions struct {
-	// Auth are the credentials to try for a host, in order, after anonymous access
-	// was refused. Nil: none.
+	// Auth are the credentials to try for a host after anonymous access was refused.
+	// Nil: none.
 	Auth func(host string) Auth
 	// HostsDir is a folder in the layout of containerd's certs.d: <host>/hosts.toml.
 	HostsDir string

@@ -38,6 +38,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -101,9 +102,10 @@ type Request struct {
 	PodUID string
 	Image  string
 	Policy corev1.PullPolicy
-	// Auth finds credentials for a registry; nil is anonymous. AuthKey tells apart
-	// requests whose credentials differ: they share no pull.
-	Auth    func(host string) engine.Auth
+	// Auth finds the credentials for a registry, to be tried in turn; nil is
+	// anonymous. AuthKey tells apart requests whose credentials differ: they share no
+	// pull.
+	Auth    func(host string) []engine.Auth
 	AuthKey string
 	// Event receives what the kubelet would record: corev1.EventTypeNormal or
 	// Warning, a reason and a message. May be nil.
@@ -262,11 +264,11 @@ func (p *Puller) join(r Request) *flight {
 	p.flights[key] = f
 	go func() {
 		began := p.cfg.Clock()
-		opts := engine.PullOptions{Auth: r.Auth, HostsDir: p.cfg.HostsDir, Source: p.cfg.Source, Fresh: key.fresh}
+		opts := engine.PullOptions{HostsDir: p.cfg.HostsDir, Source: p.cfg.Source, Fresh: key.fresh}
 		if p.cfg.Registries != nil {
 			opts.Registries = p.cfg.Registries()
 		}
-		f.img, f.err = p.cfg.Engine.Pull(ctx, r.Image, opts)
+		f.img, f.err = p.pullWith(ctx, r, opts)
 		f.took = p.cfg.Clock().Sub(began)
 		p.mu.Lock()
 		if p.flights[key] == f {
@@ -276,6 +278,30 @@ func (p *Puller) join(r Request) *flight {
 		close(f.done)
 	}()
 	return f
+}
+
+// pullWith tries one credential after the other, as long as there are more for a
+// registry that was asked.
+func (p *Puller) pullWith(ctx context.Context, r Request, opts engine.PullOptions) (engine.Image, error) {
+	for n := 0; ; n++ {
+		var more atomic.Bool
+		if r.Auth != nil {
+			opts.Auth = func(host string) engine.Auth {
+				all := r.Auth(host)
+				if len(all) > n+1 {
+					more.Store(true)
+				}
+				if len(all) == 0 {
+					return engine.Auth{}
+				}
+				return all[min(n, len(all)-1)]
+			}
+		}
+		img, err := p.cfg.Engine.Pull(ctx, r.Image, opts)
+		if err == nil || !more.Load() || ctx.Err() != nil {
+			return img, err
+		}
+	}
 }
 
 // leave ends a pull that nobody waits for. Who comes afterwards begins another.

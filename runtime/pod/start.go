@@ -70,7 +70,7 @@ func (w *Worker) pull(ctx context.Context, o *observed, m *memory) {
 		},
 	}
 	if w.dev.Auth != nil {
-		req.Auth, req.AuthKey = w.dev.Auth(pod)
+		req.Auth, req.AuthKey = w.dev.Auth(pod, req.Image)
 	}
 	w.task(func() {
 		img, err := w.dev.Images.Ensure(ctx, req)

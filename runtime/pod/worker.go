@@ -71,8 +71,9 @@ type Device struct {
 	Images    Images
 	Sandboxes Sandboxes
 	Objects   Objects
-	// Auth returns the credentials of a Pod's imagePullSecrets for a registry.
-	Auth func(pod *corev1.Pod) (auth func(host string) engine.Auth, key string)
+	// Auth returns the credentials of a Pod's imagePullSecrets for an image, by
+	// registry.
+	Auth func(pod *corev1.Pod, image string) (auth func(host string) []engine.Auth, key string)
 	// Event reports to the user; container is "" for the Pod itself.
 	Event       func(pod *corev1.Pod, container, eventType, reason, message string)
 	DNS         DNS

@@ -388,6 +388,15 @@ func (d *Device) Dial(ctx context.Context, network, addr string) (net.Conn, erro
 	return d.m.dial(ctx, network, addr)
 }
 
+// Listen listens inside the device.
+func (d *Device) Listen(network, addr string) (l net.Listener, err error) {
+	err = d.m.inNetNS(func() error {
+		l, err = net.Listen(network, addr)
+		return err
+	})
+	return l, err
+}
+
 // RESTConfig is the administrator's access to this device's API.
 func (d *Device) RESTConfig() (*rest.Config, error) {
 	cfg, err := clientcmd.BuildConfigFromFlags("", d.Kubeconfig())
