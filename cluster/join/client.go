@@ -30,6 +30,8 @@ type Client struct {
 	Addrs  []string
 	Token  Token
 	Logger *slog.Logger
+	// Waiting, if set, is told why the device was not let in yet, when that changes.
+	Waiting func(err error)
 }
 
 // A permanent error does not go away by asking again.
@@ -58,6 +60,9 @@ func (c Client) Join(ctx context.Context, req Request) (*Answer, error) {
 		if last.Error() != told {
 			told = last.Error()
 			c.Logger.Warn("the cluster does not let this device in yet, trying again", "err", last)
+			if c.Waiting != nil {
+				c.Waiting(last)
+			}
 		}
 		select {
 		case <-ctx.Done():

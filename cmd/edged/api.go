@@ -157,7 +157,11 @@ func (d *device) readiness() error {
 func (d *device) serve(ctx context.Context, g *errgroup.Group) {
 	mux := http.NewServeMux()
 	d.controlHandlers(mux)
-	d.serveOn(ctx, g, d.ports.control, &http.Server{Handler: mux}, false)
+	d.control.set(mux)
+	g.Go(func() error {
+		<-ctx.Done()
+		return d.control.stop() // before what its handlers use
+	})
 	api := http.NewServeMux()
 	api.Handle("/", d.api)
 	api.Handle(join.Path, d.joinHandler())

@@ -159,11 +159,13 @@ func (d *device) join(ctx context.Context) (*clusterFile, error) {
 		return nil, err
 	}
 	d.log.Info("joining", "cluster", strings.Join(c.join, ","), "address", d.nodeIP)
+	at := "joining the cluster at " + strings.Join(c.join, ", ")
+	d.setPhase(at)
 	key, public, err := newDeviceKey()
 	if err != nil {
 		return nil, err
 	}
-	answer, err := join.Client{Addrs: c.join, Token: c.parsed.token, Logger: d.log}.Join(ctx, join.Request{
+	answer, err := join.Client{Addrs: c.join, Token: c.parsed.token, Logger: d.log, Waiting: func(err error) { d.setPhase(at + ": " + err.Error()) }}.Join(ctx, join.Request{
 		NodeName: c.nodeName, PeerURLs: d.peerURLs(), PublicKey: public,
 	})
 	if err != nil {
@@ -180,6 +182,7 @@ func (d *device) join(ctx context.Context) (*clusterFile, error) {
 func (d *device) waitForAddress(ctx context.Context) error {
 	for !d.cfg.parsed.nodeIP.IsValid() && d.nodeIP.IsLoopback() {
 		d.log.Info("waiting for an address that the cluster can reach")
+		d.setPhase("waiting for an address that the cluster can reach")
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -34,6 +37,56 @@ func listenControl(runDir string) (net.Listener, error) {
 		return nil, fmt.Errorf("--run-dir: listen on %s: %w", path, err)
 	}
 	return l, nil
+}
+
+// control is the socket's server. Until the device is of a cluster it tells what
+// the device waits for.
+type control struct {
+	phase   atomic.Pointer[string]
+	handler atomic.Pointer[http.ServeMux] // nil until there is more to tell
+	stop    func() error                  // ends the server, once
+}
+
+func (c *control) set(mux *http.ServeMux) { c.handler.Store(mux) }
+
+func (d *device) setPhase(text string) { d.control.phase.Store(&text) }
+
+// openControl answers from now on, until the device is closed.
+func (d *device) openControl() {
+	d.setPhase("starting")
+	early := http.NewServeMux()
+	early.Handle("GET /v1/status", controlFunc(func(http.ResponseWriter, *http.Request) (any, error) {
+		return controlStatus{
+			Node: d.cfg.nodeName, Version: version, Binary: binaryPath(), PID: os.Getpid(), Started: d.started, Phase: *d.control.phase.Load(),
+		}, nil
+	}))
+	early.Handle("/", controlFunc(func(http.ResponseWriter, *http.Request) (any, error) {
+		return nil, fmt.Errorf("this device is %s; try again when it is ready", *d.control.phase.Load())
+	}))
+	srv := &http.Server{
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 90 * time.Second, ErrorLog: log.New(handshakeErrors{d.log}, "", 0),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if h := d.control.handler.Load(); h != nil {
+				h.ServeHTTP(w, r)
+				return
+			}
+			early.ServeHTTP(w, r)
+		}),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(d.ports.control) }()
+	d.control.stop = sync.OnceValue(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if srv.Shutdown(ctx) != nil { // requests got a moment to end
+			srv.Close()
+		}
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve on %s: %w", d.ports.control.Addr(), err)
+		}
+		return nil
+	})
+	d.onClose(d.control.stop)
 }
 
 // controlError is the body of an answer that is not 200.

@@ -82,6 +82,7 @@ func (d *device) form(ctx context.Context) (*clusterFile, error) {
 			return nil, err
 		}
 	}
+	d.setPhase(fmt.Sprintf("looking for the devices of cluster %s, of which it expects %d (the log says who is there)", c.clusterName, c.bootstrapExpect))
 	listener, ok := d.ports.api.(*net.TCPListener)
 	if !ok {
 		return nil, fmt.Errorf("--discovery: the API's port is a %T", d.ports.api)

@@ -66,7 +66,7 @@ func runRun(ctx context.Context, e env) error {
 	d := &device{cfg: &c, log: log, announcer: announce.New(log), started: time.Now(), restart: make(chan struct{}, 1)}
 	defer d.close()
 	if err := d.open(ctx); err != nil {
-		return err
+		return endOf(ctx, err) // told to stop while it joined or formed
 	}
 	err = d.run(ctx)
 	switch {
@@ -90,6 +90,7 @@ type device struct {
 
 	clock    *clock.Clock
 	ports    ports
+	control  control // what the control socket answers, from the start on
 	identity *identity.Identity
 	cluster  *clusterFile
 	// discovery finds other devices; nil if it is not wanted.
@@ -165,11 +166,13 @@ func (d *device) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.onClose(d.ports.close)
+	d.openControl()
 	d.nodeIP = d.lookForNodeIP()
 	d.openDiscovery()
 	if err := d.openCluster(ctx); err != nil {
 		return err
 	}
+	d.setPhase("opening its copy of the cluster's state")
 	if err := d.openIdentity(); err != nil {
 		return err
 	}

@@ -35,7 +35,10 @@ type controlStatus struct {
 	// Snapshots are the scheduled ones, on the device that takes them.
 	Snapshots *backup.Status `json:"snapshots,omitempty"`
 	// Binary is the file that the daemon was started from.
-	Binary  string    `json:"binary"`
+	Binary string `json:"binary"`
+	// Phase is what a device does that is not of a cluster yet; then all but it and
+	// the node's name, version and process is missing.
+	Phase   string    `json:"phase,omitempty"`
 	PID     int       `json:"pid"`
 	Started time.Time `json:"started"`
 }
@@ -162,6 +165,10 @@ func runStatus(ctx context.Context, e env) error {
 		enc := json.NewEncoder(e.stdout)
 		enc.SetIndent("", "  ")
 		return enc.Encode(s)
+	}
+	if s.Phase != "" {
+		_, err := fmt.Fprintf(e.stdout, "%s is %s\n", s.Node, s.Phase)
+		return err
 	}
 	if err := s.table(e.stdout); err != nil {
 		return err

@@ -144,3 +144,39 @@ func TestWitness(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusBeforeTheCluster: a device that is not of a cluster yet says what it
+// waits for.
+func TestStatusBeforeTheCluster(t *testing.T) {
+	sw := harness.NewSwitch(t)
+	member := harness.New(t, sw, 1)
+	member.Start()
+	member.WaitReady()
+	token, err := member.Edged("token", "create", "--run-dir", member.RunDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	joins := harness.New(t, sw, 2, "--join", "10.99.0.250:6443", "--token", strings.TrimSpace(token))
+	looks := harness.New(t, sw, 3, zeroTouch(secretFile(t, "a secret that nobody shares"), 3)...)
+	for d, want := range map[*harness.Device]string{
+		joins: "device-2 is joining the cluster at 10.99.0.250:6443: join by 10.99.0.250:6443: ",
+		looks: "device-3 is looking for the devices of cluster box, of which it expects 3",
+	} {
+		d.Start()
+		d.Eventually(60*time.Second, "telling", func() error {
+			out, err := d.Edged("status", "--run-dir", d.RunDir())
+			if err == nil && !strings.HasPrefix(out, want) {
+				err = fmt.Errorf("%q, want %q", out, want)
+			}
+			return err
+		})
+		out, err := d.Edged("token", "list", "--run-dir", d.RunDir())
+		if err == nil || !strings.Contains(err.Error(), "try again when it is ready") {
+			t.Errorf("%s: %q, %v", d.Name, out, err)
+		}
+	}
+	joins.Stop() // also then
+	if code, ended := joins.Exited(); !ended || code != 0 {
+		t.Errorf("asked to stop while it joined, it ended %v with %d\n%s", ended, code, joins.LogTail())
+	}
+}
