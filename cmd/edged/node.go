@@ -293,7 +293,11 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw po
 			r, err := nodestatus.RoomOf(c.dataDir)
 			return evict.Resources(r), err
 		},
-		Owner: func(c engine.Container) string { uid, _, _ := pod.Owner(c); return uid },
+		Owner:  func(c engine.Container) (string, string) { uid, _, _ := pod.Owner(c); return uid, pod.ContainerOf(c) },
+		Volume: volumes.EmptyDir,
+		Log: func(of *corev1.Pod, container string) string {
+			return filepath.Join(podlog.Dir(logRoot, of.Namespace, of.Name, string(of.UID)), container)
+		},
 		Dirs: func(of *corev1.Pod) []string {
 			return []string{filepath.Join(p.podData(), string(of.UID)), podlog.Dir(logRoot, of.Namespace, of.Name, string(of.UID))}
 		},

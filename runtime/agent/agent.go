@@ -298,8 +298,9 @@ func (a *Agent) Report() []*corev1.Pod {
 // disk: the kubelet's for hard thresholds.
 const evictGrace = 1
 
-// Evict ends a Pod for good because the device is short of something.
-func (a *Agent) Evict(uid, message string) {
+// Evict ends a Pod for good because the device is short of something (disrupted), or
+// because the Pod uses more of the disk than it may.
+func (a *Agent) Evict(uid, message string, disrupted bool) {
 	a.mu.Lock()
 	w := a.workers[uid]
 	if w == nil {
@@ -309,7 +310,7 @@ func (a *Agent) Evict(uid, message string) {
 	p := w.pod
 	a.mu.Unlock()
 	a.cfg.Device.Event(p, "", corev1.EventTypeWarning, pod.Evicted, message)
-	w.End(evictGrace, pod.Evicted, message)
+	w.Evict(evictGrace, message, disrupted)
 }
 
 // Find returns the Pod and its worker, for requests that people make about it.

@@ -16,6 +16,10 @@
 // are used; Pods go below 10 % of the bytes or 5 % of the inodes of the disk, and
 // below 100 MiB (on small devices a twentieth) of memory. Critical Pods are never ended.
 //
+// limits.go ends Pods that use more of the disk than their limits of
+// ephemeral-storage or an emptyDir's sizeLimit allow, whether the device is short or
+// not. Only Pods with such limits are measured.
+//
 // Goroutines: one, ended by [Manager.Run]'s context. Nothing is written while all
 // is well. May be imported by cmd/edged. Source of the semantics:
 // k8s.io/kubernetes/pkg/kubelet/{images,eviction}.

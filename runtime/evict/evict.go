@@ -33,7 +33,7 @@ type Engine interface {
 // Pods are those of this device.
 type Pods interface {
 	Pods() []*corev1.Pod
-	Evict(uid, message string)
+	Evict(uid, message string, disrupted bool)
 }
 
 // Config is what a Manager needs.
@@ -48,25 +48,29 @@ type Config struct {
 	NodeName string
 	Copies   func(context.Context, engine.Image) []string
 	Named    func() map[string]bool
-	// Owner tells the UID of the Pod whose a container is.
-	Owner func(engine.Container) string
+	// Owner tells the UID of the Pod whose a container is, and which one of it.
+	Owner func(engine.Container) (uid, container string)
 	// Dirs are the folders of a Pod's own files on the disk: its emptyDirs and logs.
-	Dirs   func(*corev1.Pod) []string
+	Dirs func(*corev1.Pod) []string
+	// Volume is the folder of an emptyDir on the disk, Log that of a container's log.
+	Volume func(p *corev1.Pod, volume string) string
+	Log    func(p *corev1.Pod, container string) string
 	Now    func() time.Time
 	Logger *slog.Logger
 }
 
 // Manager looks after the device's disk and memory.
 type Manager struct {
-	cfg      Config
-	lastUsed map[string]time.Time // by image; owned by Run
-	images   time.Time            // not before this are images removed again
-	pods     time.Time            // nor Pods ended
+	cfg       Config
+	lastUsed  map[string]time.Time // by image; owned by Run
+	overLimit map[string]bool      // Pods that were ended for their limits, while they are there
+	images    time.Time            // not before this are images removed again
+	pods      time.Time            // nor Pods ended
 }
 
 // New returns a Manager; Run starts it.
 func New(cfg Config) *Manager {
-	return &Manager{cfg: cfg, lastUsed: map[string]time.Time{}}
+	return &Manager{cfg: cfg, lastUsed: map[string]time.Time{}, overLimit: map[string]bool{}}
 }
 
 // Run looks after the device until ctx ends.
@@ -90,6 +94,7 @@ func (m *Manager) Run(ctx context.Context) error {
 // Look looks once, and acts.
 func (m *Manager) Look(ctx context.Context) error {
 	now := m.cfg.Now()
+	m.enforceLimits(ctx)
 	r, err := m.cfg.Look()
 	if err != nil {
 		return err
@@ -117,7 +122,7 @@ func (m *Manager) Look(ctx context.Context) error {
 	}
 	m.pods = now.Add(again)
 	m.cfg.Logger.Warn("a Pod is ended because the device is short of something", "pod", u.Pod.Namespace+"/"+u.Pod.Name, "short", what, "available", available, "threshold", threshold)
-	m.cfg.Pods.Evict(string(u.Pod.UID), message(what, threshold, available, u))
+	m.cfg.Pods.Evict(string(u.Pod.UID), message(what, threshold, available, u), true)
 	return nil
 }
 
@@ -215,7 +220,7 @@ func (m *Manager) usages(ctx context.Context, what corev1.ResourceName) []Usage 
 		if c.State != engine.Running {
 			continue
 		}
-		uid := m.cfg.Owner(c)
+		uid, _ := m.cfg.Owner(c)
 		if what != corev1.ResourceMemory {
 			if n, err := m.cfg.Engine.WritableLayer(ctx, c.ID); err == nil { // it may be gone by now
 				bytes[uid] += n
@@ -228,7 +233,7 @@ func (m *Manager) usages(ctx context.Context, what corev1.ResourceName) []Usage 
 	}
 	var out []Usage
 	for _, p := range m.cfg.Pods.Pods() {
-		if p.DeletionTimestamp != nil || p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded {
+		if !mayEnd(p) {
 			continue
 		}
 		n := bytes[string(p.UID)]

@@ -115,14 +115,15 @@ func TestVictim(t *testing.T) {
 
 // device is engine and agent of a device whose disk the images fill.
 type device struct {
-	res      Resources
-	images   []engine.Image
-	running  []engine.Container
-	pods     []*corev1.Pod
-	memory   map[string]uint64
-	layers   map[string]int64
-	evicted  []string
-	messages []string
+	res       Resources
+	images    []engine.Image
+	running   []engine.Container
+	pods      []*corev1.Pod
+	memory    map[string]uint64
+	layers    map[string]int64
+	evicted   []string
+	disrupted int
+	messages  []string
 }
 
 func (d *device) List() []engine.Container                                  { return d.running }
@@ -130,7 +131,10 @@ func (d *device) Images(context.Context) ([]engine.Image, error)            { re
 func (d *device) Pods() []*corev1.Pod                                       { return d.pods }
 func (d *device) Look() (Resources, error)                                  { return d.res, nil }
 func (d *device) WritableLayer(_ context.Context, id string) (int64, error) { return d.layers[id], nil }
-func (d *device) Evict(uid, message string) {
+func (d *device) Evict(uid, message string, disrupted bool) {
+	if disrupted {
+		d.disrupted++
+	}
 	d.evicted, d.messages = append(d.evicted, uid), append(d.messages, message)
 }
 func (d *device) Stats(_ context.Context, ids ...string) ([]engine.Stats, error) {
@@ -180,7 +184,7 @@ func TestManager(t *testing.T) {
 	now := epoch
 	m := New(Config{
 		Engine: d, Pods: d, Look: d.Look, Now: func() time.Time { return now }, Logger: slog.New(slog.DiscardHandler),
-		Owner: func(c engine.Container) string { return c.Labels["uid"] },
+		Owner: func(c engine.Container) (string, string) { return c.Labels["uid"], c.Labels["name"] },
 		Dirs:  func(p *corev1.Pod) []string { return []string{filepath.Join(data, string(p.UID))} },
 	})
 	look := func() {

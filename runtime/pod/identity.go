@@ -49,6 +49,9 @@ func Owner(c engine.Container) (uid, namespace, name string) {
 	return c.Labels[labelPodUID], c.Labels[labelPodNamespace], c.Labels[labelPodName]
 }
 
+// ContainerOf tells which of its Pod's containers one of the engine is.
+func ContainerOf(c engine.Container) string { return c.Labels[labelContainer] }
+
 // describe names a Pod in messages, as the kubelet's do.
 func describe(pod *corev1.Pod) string {
 	return fmt.Sprintf("%s_%s(%s)", pod.Name, pod.Namespace, pod.UID)

@@ -99,7 +99,10 @@ type wanted struct {
 	ahead time.Duration
 }
 
-type failure struct{ reason, message string }
+type failure struct {
+	reason, message string
+	disrupted       bool // by the device, for nothing that the Pod did
+}
 
 // stop is a decision to stop a container.
 type stop struct {

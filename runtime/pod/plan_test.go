@@ -183,7 +183,7 @@ func TestDecideEnd(t *testing.T) {
 	all := []*observed{seen("i", initial, "exit 0"), seen("s", sidecar, "run"), seen("r", sidecar, "run"), seen("a", app, "run"), seen("b", app, "run")}
 	stopped := map[string]bool{}
 	for _, want := range []string{"stop a; stop b", "stop b", "stop r", "stop s", "finished"} {
-		for _, w := range []wanted{{pod: aPod(corev1.RestartPolicyAlways), ending: true}, {pod: aPod(corev1.RestartPolicyAlways), failed: &failure{"Evicted", "x"}}} {
+		for _, w := range []wanted{{pod: aPod(corev1.RestartPolicyAlways), ending: true}, {pod: aPod(corev1.RestartPolicyAlways), failed: &failure{reason: "Evicted", message: "x"}}} {
 			if got := line(decide(w, all, epoch)); got != want {
 				t.Errorf("after %v: %s, not %s", stopped, got, want)
 			}

@@ -295,9 +295,9 @@ func admit(pod *corev1.Pod) *failure {
 		name := sysctl.NormalizeName(s.Name)
 		switch {
 		case !slices.Contains(safeSysctls, name):
-			return &failure{"SysctlForbidden", "forbidden sysctl: " + strconv.Quote(s.Name) + " not allowlisted"}
+			return &failure{reason: "SysctlForbidden", message: "forbidden sysctl: " + strconv.Quote(s.Name) + " not allowlisted"}
 		case strings.HasPrefix(name, "net.") && pod.Spec.HostNetwork, strings.HasPrefix(name, "kernel.shm") && pod.Spec.HostIPC:
-			return &failure{"SysctlForbidden", "forbidden sysctl: " + strconv.Quote(s.Name) + " not allowed with host namespaces"}
+			return &failure{reason: "SysctlForbidden", message: "forbidden sysctl: " + strconv.Quote(s.Name) + " not allowed with host namespaces"}
 		}
 	}
 	return nil

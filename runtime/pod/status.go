@@ -58,7 +58,7 @@ func status(w wanted, all []*observed, p plan, f facts, now time.Time) corev1.Po
 		s.Reason, s.Message = w.failed.reason, w.failed.message
 	}
 	conditions(&s, w, all, f, now)
-	if w.failed != nil && w.failed.reason == Evicted {
+	if w.failed != nil && w.failed.disrupted {
 		setCondition(&s, corev1.PodCondition{
 			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonTerminationByKubelet, Message: w.failed.message,
 			ObservedGeneration: w.pod.Generation, LastTransitionTime: metav1.NewTime(now.Truncate(time.Second)),
@@ -68,7 +68,7 @@ func status(w wanted, all []*observed, p plan, f facts, now time.Time) corev1.Po
 }
 
 // Evicted is the reason of a Pod that was ended because the device is short of
-// something.
+// something, or because it used more of the disk than it may.
 const Evicted = "Evicted"
 
 // phase is the kubelet's getPhase.

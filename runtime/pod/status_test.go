@@ -91,7 +91,7 @@ func TestStatus(t *testing.T) {
 		{"deleted", wanted{pod: aPod(always), ending: true}, []*observed{seen("a", app, "exit 0")}, "Succeeded a:Completed S I"},
 		{"deleted, killed", wanted{pod: aPod(always), ending: true}, []*observed{seen("a", app, "exit 137")}, "Failed a:Error S I"},
 		{"deleted before it began", wanted{pod: aPod(always), ending: true}, []*observed{seen("a", app, "")}, "Pending a:ContainerCreating S I"},
-		{"refused", wanted{pod: aPod(always), failed: &failure{"SysctlForbidden", "no"}}, []*observed{seen("a", app, "")}, "Failed SysctlForbidden a:ContainerCreating S I"},
+		{"refused", wanted{pod: aPod(always), failed: &failure{reason: "SysctlForbidden", message: "no"}}, []*observed{seen("a", app, "")}, "Failed SysctlForbidden a:ContainerCreating S I"},
 		{"ephemeral changes nothing", wanted{pod: aPod(always)}, []*observed{seen("a", app, "run"), seen("e", ephemeral, "exit 1")}, "Running a:run+ e:Error S I C R"},
 		{"OOM", wanted{pod: aPod(never)}, []*observed{seen("a", app, "exit 137", func(o *observed) { o.cur.OOMKilled = true })}, "Failed a:OOMKilled S I"},
 		{"could not start", wanted{pod: aPod(never)}, []*observed{seen("a", app, "exit 128", func(o *observed) { o.cur.StartedAt, o.cur.Message = epoch, "no such file" })}, "Failed a:StartError S I"},

@@ -188,13 +188,27 @@ func (w *Worker) Update(pod *corev1.Pod) {
 	w.Poke()
 }
 
-// End stops the Pod's containers for good; fail, if not nil, is why the Pod has
+// Evict ends the Pod for what it uses of the device. disrupted says that it did
+// nothing that it may not: then that is no failure to a Job that says so.
+func (w *Worker) Evict(grace int64, message string, disrupted bool) {
+	w.end(grace, &failure{Evicted, message, disrupted})
+}
+
+// End stops the Pod's containers for good; reason, if not "", is why the Pod has
 // failed. grace is in seconds.
 func (w *Worker) End(grace int64, reason, message string) {
+	var fail *failure
+	if reason != "" {
+		fail = &failure{reason: reason, message: message}
+	}
+	w.end(grace, fail)
+}
+
+func (w *Worker) end(grace int64, fail *failure) {
 	w.mu.Lock()
 	w.next.ending = true
-	if reason != "" {
-		w.next.failed = &failure{reason, message}
+	if fail != nil {
+		w.next.failed = fail
 	}
 	if w.grace == nil || grace < *w.grace {
 		w.grace = &grace
@@ -397,7 +411,7 @@ func (w *Worker) checkDeadline(now time.Time) {
 	if now.Before(start.Add(time.Duration(*d) * time.Second)) {
 		return
 	}
-	w.w.failed = &failure{"DeadlineExceeded", "Pod was active on the node longer than the specified deadline"}
+	w.w.failed = &failure{reason: "DeadlineExceeded", message: "Pod was active on the node longer than the specified deadline"}
 	w.mu.Lock()
 	w.next.failed = w.w.failed
 	w.mu.Unlock()

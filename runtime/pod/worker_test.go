@@ -285,7 +285,7 @@ func TestWorker(t *testing.T) {
 		}, []string{"0s start a i", "20s signal a terminated"}},
 		"evicted": {onePod(), &machine{}, func(m *machine, w *Worker, p *corev1.Pod) {
 			time.Sleep(5 * time.Second)
-			w.End(1, Evicted, "low")
+			w.Evict(1, "low", true)
 			time.Sleep(5 * time.Second)
 			s, _ := m.reported()
 			if c := condition(s, corev1.DisruptionTarget); s.Phase != corev1.PodFailed || s.Reason != Evicted || c.Reason != corev1.PodReasonTerminationByKubelet {

@@ -160,12 +160,21 @@ func mounted(path string) bool {
 	return unix.Lstat(path, &a) == nil && unix.Lstat(filepath.Dir(path), &b) == nil && a.Dev != b.Dev
 }
 
+// EmptyDir is where a Pod's emptyDir on the disk is, or would be.
+func (m *Manager) EmptyDir(pod *corev1.Pod, volume string) string {
+	return emptyDirPath(filepath.Join(m.cfg.DataDir, string(pod.UID)), volume)
+}
+
+func emptyDirPath(base, volume string) string {
+	return filepath.Join(base, "volumes", "kubernetes.io~empty-dir", volume)
+}
+
 func (m *Manager) emptyDir(pod *corev1.Pod, v *corev1.Volume) (string, error) {
 	base := filepath.Join(m.cfg.DataDir, string(pod.UID))
 	if v.EmptyDir.Medium == corev1.StorageMediumMemory {
 		base = m.PodRunDir(string(pod.UID))
 	}
-	path := filepath.Join(base, "volumes", "kubernetes.io~empty-dir", v.Name)
+	path := emptyDirPath(base, v.Name)
 	if _, err := os.Stat(path); err == nil && (v.EmptyDir.Medium != corev1.StorageMediumMemory || mounted(path)) {
 		return path, nil
 	}
