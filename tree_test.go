@@ -57,6 +57,7 @@ var soleImporters = []struct {
 }{
 	{"github.com/spf13/pflag", []string{"cmd/edged"}, "flags are parsed in one place"},
 	{"go.etcd.io/bbolt", []string{"raftstore/mvcc", "runtime/engine"}, "bbolt's file format is the store's secret; the engine hands containerd's metadata its database"},
+	{"golang.org/x/net/http2", []string{"raftstore/etcdapi/rpc"}, "HTTP/2 is net/http's, but for gRPC's small calls"},
 	{"github.com/containerd/containerd", []string{"runtime/engine/..."}, "containerd promises nothing about the packages we use: one place to mend"},
 	{"github.com/google/nftables", []string{"net/nft"}, "nftables' Flush lies; net/nft reads back"},
 	{"github.com/vishvananda/netlink", []string{"net/bridge", "net/mesh", "net/announce", "net/dns"}, "links and routes belong to the data path"},

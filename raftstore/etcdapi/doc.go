@@ -10,10 +10,10 @@
 // however far behind the client is.
 //
 // What a connection speaks is told by its first bytes: without TLS, HTTP/2 is
-// gRPC, which serves it with its own transport, and anything else is HTTP/1;
-// with TLS, net/http serves both and hands gRPC requests on.
+// gRPC, which package rpc serves, and anything else is HTTP/1; with TLS, net/http
+// serves both and hands gRPC requests on to google.golang.org/grpc.
 //
-// Goroutines: one per listener, those of gRPC and net/http, and one per watch
+// Goroutines: one per listener, those of rpc, gRPC and net/http, and one per watch
 // stream; ended by [Server.Close]. May be imported by cmd/edged. Source of the
 // contract: etcd's API reference and server/etcdserver/api/v3rpc.
 package etcdapi

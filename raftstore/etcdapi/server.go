@@ -27,6 +27,7 @@ import (
 	"edged/raftstore"
 	"edged/raftstore/etcdapi/electionpb"
 	"edged/raftstore/etcdapi/lockpb"
+	"edged/raftstore/etcdapi/rpc"
 )
 
 // Defaults of Config, which are etcd's.
@@ -72,7 +73,8 @@ type Server struct {
 	cfg     Config
 	store   *raftstore.Store
 	log     *slog.Logger
-	grpc    *grpc.Server
+	grpc    *grpc.Server // of connections with TLS
+	rpc     *rpc.Server  // of those without
 	http    *http.Server
 	health  *health.Server
 	leaders leaders
@@ -129,7 +131,14 @@ func New(cfg Config) *Server {
 		// A buffer a connection each way is what a device with many clients pays for.
 		grpc.ReadBufferSize(8<<10), grpc.WriteBufferSize(8<<10),
 	)
-	s.register()
+	s.rpc = rpc.New(rpc.Config{
+		Unary: s.calls.unary(s.unary), Stream: s.calls.stream(s.stream), Codec: codec{encoding.GetCodecV2("proto")},
+		MaxRecvBytes: cfg.Store.MaxRequestBytes() + sendOverhead, MaxStreams: cfg.MaxStreams,
+		KeepaliveMinTime: cfg.KeepaliveMinTime, KeepaliveInterval: cfg.KeepaliveInterval, KeepaliveTimeout: cfg.KeepaliveTimeout,
+	})
+	s.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	s.register(s.grpc)
+	s.register(s.rpc)
 	s.calls.fill(s.grpc)
 	s.http = &http.Server{
 		Handler: s.handler(), ReadHeaderTimeout: firstBytes,
@@ -140,17 +149,16 @@ func New(cfg Config) *Server {
 	return s
 }
 
-func (s *Server) register() {
-	pb.RegisterKVServer(s.grpc, kvService{Server: s})
-	pb.RegisterWatchServer(s.grpc, watchService{Server: s})
-	pb.RegisterLeaseServer(s.grpc, leaseService{Server: s})
-	pb.RegisterClusterServer(s.grpc, clusterService{Server: s})
-	pb.RegisterAuthServer(s.grpc, authService{Server: s})
-	pb.RegisterMaintenanceServer(s.grpc, maintenanceService{Server: s})
-	lockpb.RegisterLockServer(s.grpc, lockService{Server: s})
-	electionpb.RegisterElectionServer(s.grpc, electionService{Server: s})
-	healthpb.RegisterHealthServer(s.grpc, s.health)
-	s.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+func (s *Server) register(r grpc.ServiceRegistrar) {
+	pb.RegisterKVServer(r, kvService{Server: s})
+	pb.RegisterWatchServer(r, watchService{Server: s})
+	pb.RegisterLeaseServer(r, leaseService{Server: s})
+	pb.RegisterClusterServer(r, clusterService{Server: s})
+	pb.RegisterAuthServer(r, authService{Server: s})
+	pb.RegisterMaintenanceServer(r, maintenanceService{Server: s})
+	lockpb.RegisterLockServer(r, lockService{Server: s})
+	electionpb.RegisterElectionServer(r, electionService{Server: s})
+	healthpb.RegisterHealthServer(r, s.health)
 }
 
 // header is one of now.
@@ -225,20 +233,19 @@ func (s *Server) serveTLS(l net.Listener, conf *tls.Config) error {
 
 // queues are where the connections of a port go that speaks more than one
 // language.
-type queues struct{ grpc, http, tls *queueListener }
+type queues struct{ http, tls *queueListener }
 
 // servePlain gives each connection to gRPC, to HTTP/1 or, if there is a conf, to
 // TLS, by its first bytes.
 func (s *Server) servePlain(l net.Listener, conf *tls.Config) error {
-	q := queues{grpc: newQueue(l.Addr()), http: newQueue(l.Addr()), tls: newQueue(l.Addr())}
-	for _, x := range []*queueListener{q.grpc, q.http, q.tls} {
+	q := queues{http: newQueue(l.Addr()), tls: newQueue(l.Addr())}
+	for _, x := range []*queueListener{q.http, q.tls} {
 		defer x.Close()
 		if !s.own(x) {
 			return nil
 		}
 	}
 	// They return when their queue is closed.
-	s.running.Go(func() { s.report(s.grpc.Serve(q.grpc)) })
 	s.running.Go(func() { s.report(s.http.Serve(q.http)) })
 	if conf != nil {
 		s.running.Go(func() { s.report(s.serveTLS(q.tls, conf)) })
@@ -250,7 +257,7 @@ func (s *Server) servePlain(l net.Listener, conf *tls.Config) error {
 		if err != nil {
 			return err
 		}
-		s.running.Go(func() { q.sort(s.ctx, conn, s.calls) })
+		s.running.Go(func() { s.sort(conn, q) })
 	}
 }
 
@@ -260,9 +267,10 @@ func (s *Server) report(err error) {
 	}
 }
 
-// sort waits for the first bytes of a connection, or for the end of the server.
-func (q queues) sort(ctx context.Context, conn net.Conn, count *calls) {
-	waiting := context.AfterFunc(ctx, func() { conn.Close() })
+// sort waits for the first bytes of a connection, which tell what it speaks, or for
+// the end of the server. One of gRPC it serves.
+func (s *Server) sort(conn net.Conn, q queues) {
+	waiting := context.AfterFunc(s.ctx, func() { conn.Close() })
 	defer waiting()
 	if err := conn.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
 		conn.Close()
@@ -281,7 +289,7 @@ func (q queues) sort(ctx context.Context, conn net.Conn, count *calls) {
 	c := &peeked{Conn: conn, r: r}
 	switch {
 	case string(head) == preface[:3]:
-		q.grpc.put(count.bytesOn(c))
+		s.rpc.ServeConn(s.calls.bytesOn(c))
 	case head[0] == tlsHandshake:
 		q.tls.put(c)
 	default:
@@ -304,6 +312,7 @@ func (s *Server) Close() error {
 		}
 	}
 	s.grpc.Stop()
+	s.rpc.Close()
 	errs = append(errs, s.http.Close())
 	s.running.Wait()
 	return errors.Join(errs...)
