@@ -488,6 +488,15 @@ func TestMembersComeAndGo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		list, err := c.members[c.leader()].MemberList(ctx, &pb.MemberListRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, members := range map[string][]*pb.Member{"its answer": resp.Members, "the list after it": list.Members} {
+			if !slices.ContainsFunc(members, func(m *pb.Member) bool { return m.ID == resp.Member.ID }) {
+				t.Errorf("%s was added, and %s lacks it", name, what)
+			}
+		}
 		cfg := c.config(name, append(c.names(), name)...)
 		cfg.Join = true
 		m := c.start(cfg)

@@ -539,9 +539,9 @@ func (n *node) process() (full bool, err error) {
 	if leader := n.core.Leader(); leader != before && leader != 0 && n.asked != nil {
 		n.asked.age = retryReadTicks // the old leader may have got the question
 	}
+	n.publish() // first: who is answered sees what he was answered
 	n.release()
 	n.commit.Store(n.core.Commit())
-	n.publish()
 	if n.takeAgain() {
 		return n.process()
 	}
@@ -688,6 +688,9 @@ func (n *node) Changed(request uint64, m *consensus.Membership, err error) {
 		}
 	}
 	if request != 0 {
+		if n.core != nil { // not while the log is read at the start
+			n.publish()
+		}
 		n.answer(request, result{err: err})
 	}
 }
