@@ -10,8 +10,10 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"edged/raftstore/consensus"
+	"edged/raftstore/peer"
 )
 
 // A disk gets full in two steps. First something fails for lack of room: the log
@@ -128,10 +130,18 @@ func (s *Store) findRoom() {
 
 // keepRoom raises the alarm while this member is low and disarms it when it is not.
 func (s *Store) keepRoom() {
-	// One of an earlier life. With a quota it may be for that: who reached the quota
-	// decides when to go on.
-	mine := s.cfg.Quota <= 0 && s.alarmed()
+	select {
+	case <-s.ctx.Done():
+		return
+	case <-s.node.done:
+		return
+	case <-s.ready: // the log was applied as far as it tells of alarms
+	}
+	mine := false
 	for {
+		// One of an earlier life. With a quota it may be for that: who reached the
+		// quota decides when to go on.
+		mine = mine || s.cfg.Quota <= 0 && s.alarmed()
 		if !mine && !s.node.low.Load() {
 			select {
 			case <-s.ctx.Done():
@@ -145,6 +155,7 @@ func (s *Store) keepRoom() {
 			s.findRoom()
 		}
 		mine = s.tellRoom(mine)
+		s.excuse()
 		select {
 		case <-s.ctx.Done():
 			return
@@ -173,8 +184,53 @@ func (s *Store) tellRoom(mine bool) bool {
 	return !s.setAlarm(ctx, pb.AlarmRequest_DEACTIVATE)
 }
 
+// excuse disarms, where Config.Spare allows it, alarms of members that are gone or do
+// not answer: they hold nobody up, and raise them again if they come back so.
+func (s *Store) excuse() {
+	v := s.node.view()
+	if !s.cfg.Spare || !v.decides || s.peers == nil {
+		return
+	}
+	for _, a := range s.db.Alarms(pb.AlarmType_NOSPACE) {
+		if a.MemberID == s.member {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, s.cfg.RequestTimeout)
+		if v.members.Member(a.MemberID) == nil || !s.answers(ctx, a.MemberID) {
+			s.log.Info("a member that does not answer had a full disk: it holds nobody up", "member", fmt.Sprintf("%x", a.MemberID))
+			s.setAlarmOf(ctx, a.MemberID, pb.AlarmRequest_DEACTIVATE)
+		}
+		cancel()
+	}
+}
+
+// answers reports whether a member answers at all.
+func (s *Store) answers(ctx context.Context, id uint64) bool {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.RequestTimeout/2)
+	defer cancel()
+	_, err := s.peers.Call(ctx, id, callRoom, make([]byte, 8))
+	var refused peer.CallError
+	return err == nil || errors.As(err, &refused)
+}
+
+// applied is told of each entry that was. When an alarm refused one, keepRoom looks
+// whether it still stands for something.
+func (s *Store) applied(req *pb.InternalRaftRequest, resp proto.Message, err error) {
+	if err != nil && errors.Is(err, ErrNoSpace) {
+		select {
+		case s.node.short <- struct{}{}:
+		default:
+		}
+	}
+	s.lessor.applied(req, resp, err)
+}
+
 func (s *Store) setAlarm(ctx context.Context, action pb.AlarmRequest_AlarmAction) bool {
-	_, err := s.Alarm(ctx, &pb.AlarmRequest{Action: action, MemberID: s.member, Alarm: pb.AlarmType_NOSPACE})
+	return s.setAlarmOf(ctx, s.member, action)
+}
+
+func (s *Store) setAlarmOf(ctx context.Context, member uint64, action pb.AlarmRequest_AlarmAction) bool {
+	_, err := s.Alarm(ctx, &pb.AlarmRequest{Action: action, MemberID: member, Alarm: pb.AlarmType_NOSPACE})
 	if err != nil && s.ctx.Err() == nil {
 		s.log.Warn("the alarm for a full disk was neither raised nor disarmed; tried again", "action", action.String(), "err", err)
 	}
