@@ -1,5 +1,5 @@
 // Package nodeapi is the kubelet's HTTP API of this device: its Pods, their logs,
-// exec, attach and port-forward.
+// exec, attach and port-forward, and its metrics.
 //
 // It authenticates and authorizes nobody: the API server in this process calls
 // it directly, and cmd/edged guards the port that serves it to other devices.

@@ -51,8 +51,10 @@ type Config struct {
 	Engine  Engine
 	LogRoot string
 	// Dial connects to an address as the network namespace of the Pod uid sees it.
-	Dial   func(ctx context.Context, p *corev1.Pod, port int32) (net.Conn, error)
-	Logger *slog.Logger
+	Dial func(ctx context.Context, p *corev1.Pod, port int32) (net.Conn, error)
+	// Metrics are the node agent's, in Prometheus' format; nil for none.
+	Metrics http.Handler
+	Logger  *slog.Logger
 }
 
 type server struct{ Config }
@@ -63,6 +65,9 @@ func New(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
 	mux.HandleFunc("GET /pods", s.list)
+	if cfg.Metrics != nil {
+		mux.Handle("GET /metrics", cfg.Metrics)
+	}
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.logs)
 	for _, method := range []string{"GET ", "POST "} {
 		mux.HandleFunc(method+"/exec/{namespace}/{pod}/{container}", s.exec)

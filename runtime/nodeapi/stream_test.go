@@ -81,7 +81,10 @@ func (d *device) ResizeTTY(context.Context, string, engine.Size) error { return 
 func serve(t *testing.T, dial func(context.Context, *corev1.Pod, int32) (net.Conn, error)) *rest.Config {
 	t.Helper()
 	d := &device{}
-	ts := httptest.NewServer(nodeapi.New(nodeapi.Config{Pods: d, Engine: d, Dial: dial, Logger: slog.New(slog.DiscardHandler)}))
+	ts := httptest.NewServer(nodeapi.New(nodeapi.Config{
+		Pods: d, Engine: d, Dial: dial, Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "up 1") }),
+		Logger: slog.New(slog.DiscardHandler),
+	}))
 	t.Cleanup(func() {
 		ts.CloseClientConnections()
 		ts.Close()
@@ -118,6 +121,18 @@ func TestPods(t *testing.T) {
 	}
 	if list.Kind != "PodList" || list.APIVersion != "v1" || len(list.Items) != 1 || list.Items[0].Name != "p" || list.Items[0].Status.Phase != corev1.PodRunning {
 		t.Errorf("%+v", list)
+	}
+}
+
+// TestMetrics: what the daemon counts is passed on.
+func TestMetrics(t *testing.T) {
+	resp, err := http.Get(serve(t, nil).Host + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); string(body) != "up 1" {
+		t.Errorf("%d %q %v", resp.StatusCode, body, err)
 	}
 }
 

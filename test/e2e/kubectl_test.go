@@ -208,6 +208,12 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s is %v", name, count(name))
 		}
 	}
+	p.apply(fmt.Sprintf(sleeper, "counted", 7654322))
+	p.waitReady("counted")
+	node := p.MustKubectl("", "get", "--raw", "/api/v1/nodes/"+p.Name+"/proxy/metrics")
+	if !strings.Contains(node, `kubelet_node_name{node="`+p.Name+`"} 1`) || strings.Contains(node, "kubelet_running_pods 0\n") || !strings.Contains(node, "kubelet_running_pods ") {
+		t.Errorf("the node agent's metrics: %.2000s", node)
+	}
 	p.kubectl("create", "serviceaccount", "stranger")
 	if out, err := p.Kubectl("", "get", "--raw", "/metrics", "--as=system:serviceaccount:"+p.ns+":stranger"); err == nil {
 		t.Errorf("a stranger reads the metrics: %.80s", out)
