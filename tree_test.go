@@ -63,6 +63,7 @@ var soleImporters = []struct {
 	{"github.com/vishvananda/netlink", []string{"net/bridge", "net/mesh", "net/announce", "net/dns"}, "links and routes belong to the data path"},
 	{"k8s.io/kubernetes", []string{"apiserver/..."}, "what an object means is decided in the API server"},
 	{"k8s.io/apiextensions-apiserver", []string{"apiserver/...", "controller/customresource"}, "what a definition means is decided in the API server; its names are given by the leader"},
+	{"k8s.io/kube-aggregator", []string{"apiserver/..."}, "what an APIService means is decided in the API server"},
 	{"github.com/prometheus/client_golang", []string{"cmd/edged"}, "what is counted is decided in one place; upstream's API machinery links it anyway"},
 	{"github.com/containernetworking/cni", []string{"net/cni"}, "the side of CNI that calls plugins"},
 	{"github.com/miekg/dns", []string{"net/dns"}, "one DNS server"},

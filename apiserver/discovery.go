@@ -32,6 +32,10 @@ func (s *Server) serveDiscovery(w http.ResponseWriter, req *http.Request) bool {
 		s.serveRoot(w, req, false)
 	case len(parts) == 2 && parts[0] == "apis":
 		g, ok := s.api().group(parts[1])
+		if services := s.others.groups()[parts[1]]; !ok && len(services) > 0 {
+			s.writeDiscovery(w, req, legacyForeign(parts[1], services))
+			return true
+		}
 		if !ok || parts[1] == "" {
 			return false
 		}
@@ -77,6 +81,14 @@ func (s *Server) serveRoot(w http.ResponseWriter, req *http.Request, core bool) 
 	for _, g := range s.api().groups {
 		if g.name != "" {
 			one := legacyGroup(g)
+			one.TypeMeta = metav1.TypeMeta{}
+			list.Groups = append(list.Groups, *one)
+		}
+	}
+	foreign := s.others.groups()
+	for _, name := range slices.Sorted(maps.Keys(foreign)) {
+		if _, ours := s.api().group(name); !ours { // else it lists its own versions alone
+			one := legacyForeign(name, foreign[name])
 			one.TypeMeta = metav1.TypeMeta{}
 			list.Groups = append(list.Groups, *one)
 		}
@@ -182,6 +194,14 @@ func (s *Server) serveAggregated(w http.ResponseWriter, req *http.Request, info 
 	for _, g := range s.api().groups {
 		if (g.name == "") == core {
 			list.Items = append(list.Items, s.api().aggregatedGroup(g))
+		}
+	}
+	if !core {
+		foreign := s.others.groups()
+		for _, name := range slices.Sorted(maps.Keys(foreign)) {
+			if _, ours := s.api().group(name); !ours {
+				list.Items = append(list.Items, s.others.aggregated(req.Context(), name, foreign[name]))
+			}
 		}
 	}
 	var body strings.Builder

@@ -122,13 +122,13 @@ func (c *call) proxyService() error {
 }
 
 // endpoint picks any ready endpoint of a Service's port.
-func (c *call) endpoint(svc *corev1.Service, portName string) (ip string, port int32, ok bool) {
+func (s *Server) endpoint(svc *corev1.Service, portName string) (ip string, port int32, ok bool) {
 	type target struct {
 		ip   string
 		port int32
 	}
 	var ready []target
-	for _, slice := range registry.For[*discoveryv1.EndpointSlice](c.reg).List(svc.Namespace) {
+	for _, slice := range registry.For[*discoveryv1.EndpointSlice](s.reg).List(svc.Namespace) {
 		if slice.Labels[discoveryv1.LabelServiceName] != svc.Name || slice.AddressType == discoveryv1.AddressTypeFQDN {
 			continue
 		}

@@ -23,6 +23,9 @@ func (s *Server) route(w http.ResponseWriter, req *http.Request, info *request.R
 	}
 	gvr := schema.GroupVersionResource{Group: info.APIGroup, Version: info.APIVersion, Resource: info.Resource}
 	res, ok := s.api().resources[gvr]
+	if !ok && s.others.serve(w, req) {
+		return
+	}
 	if !ok || res.namespaced && info.Namespace == "" && needsNamespace(info) {
 		notFoundPath(w)
 		return
@@ -96,7 +99,7 @@ func (s *Server) routePath(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 	}
-	if !s.serveDiscovery(w, req) {
+	if !s.serveDiscovery(w, req) && !s.others.serve(w, req) {
 		notFoundPath(w)
 	}
 }

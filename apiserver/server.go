@@ -95,7 +95,10 @@ type Config struct {
 	// ProxyDial dials Pods and Services for the proxy subresources; nil dials
 	// from this device's network.
 	ProxyDial func(ctx context.Context, network, address string) (net.Conn, error)
-	Logger    *slog.Logger
+	// FrontProxy is the certificate by which servers of aggregated APIs know that
+	// what this one says about users is true; nil: they are not shown any.
+	FrontProxy func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
+	Logger     *slog.Logger
 	// Limits bound what requests may take; zero fields have defaults.
 	Limits Limits
 }
@@ -167,6 +170,7 @@ type Server struct {
 	openapi *openapi.Handler
 	catalog atomic.Pointer[catalogOf]
 	proxy   http.RoundTripper
+	others  *aggregator
 	printer *printer
 }
 
@@ -196,6 +200,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.proxy = newProxyTransport(cfg.ProxyDial)
+	s.others = newAggregator(s)
 	s.printer = newPrinter(cfg.Registry)
 	s.routePaths()
 	return s, nil

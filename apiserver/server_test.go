@@ -36,6 +36,7 @@ import (
 type env struct {
 	t        testing.TB
 	reg      *registry.Registry
+	server   *apiserver.Server
 	url      string
 	serverCA []byte
 	ca       *x509.Certificate
@@ -75,6 +76,7 @@ func newEnv(t testing.TB, change func(*apiserver.Config)) *env {
 	}
 	srv, err := apiserver.New(cfg)
 	must(t, err)
+	e.server = srv
 	ts := httptest.NewUnstartedServer(srv)
 	ts.EnableHTTP2 = true
 	ts.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}

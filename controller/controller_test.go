@@ -354,4 +354,5 @@ func TestReplicationController(t *testing.T) {
 type oneCA struct{}
 
 func (oneCA) CAPEM() []byte              { return []byte("CA") }
+func (oneCA) FrontProxyName() string     { return "front" }
 func (oneCA) CAChanged() <-chan struct{} { return nil }

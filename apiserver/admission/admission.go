@@ -68,6 +68,7 @@ func New(cfg Config) (*Chain, error) {
 			newRuntimeClass(cfg.Registry),
 			signers{authz: cfg.Authorizer},
 			newDeviceClaims(cfg.Registry, cfg.Authorizer),
+			policyParams{reg: cfg.Registry, authz: cfg.Authorizer},
 		},
 	}, nil
 }

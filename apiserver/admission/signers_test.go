@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"testing"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -96,5 +97,36 @@ func TestAdminAccessToDevicesNeedsALabel(t *testing.T) {
 		if labels == nil && !apierrors.IsForbidden(err) || labels != nil && err != nil {
 			t.Errorf("namespace with %v: %v", labels, err)
 		}
+	}
+}
+
+func TestPolicyParametersMustBeReadable(t *testing.T) {
+	c := newCluster(t, nil)
+	policy := func(who string) error {
+		ctx := registry.WithUser(t.Context(), &user.DefaultInfo{Name: who, Groups: []string{user.AllAuthenticated}})
+		_, err := c.reg.Create(ctx, admissionregistrationv1.Resource("validatingadmissionpolicies"), "", &admissionregistrationv1.ValidatingAdmissionPolicy{
+			ObjectMeta: metav1.ObjectMeta{Name: who},
+			Spec: admissionregistrationv1.ValidatingAdmissionPolicySpec{
+				ParamKind:   &admissionregistrationv1.ParamKind{APIVersion: "v1", Kind: "Secret"},
+				Validations: []admissionregistrationv1.Validation{{Expression: "params.data.size() > 0"}},
+				MatchConstraints: &admissionregistrationv1.MatchResources{ResourceRules: []admissionregistrationv1.NamedRuleWithOperations{{
+					RuleWithOperations: admissionregistrationv1.RuleWithOperations{Operations: []admissionregistrationv1.OperationType{"*"},
+						Rule: admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}}}}}},
+			},
+		}, registry.CreateOptions{})
+		return err
+	}
+	_, err := registry.For[*rbacv1.ClusterRole](c.reg).Create(t.Context(), &rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: "reader"}, Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}}}})
+	must(t, err)
+	_, err = registry.For[*rbacv1.ClusterRoleBinding](c.reg).Create(t.Context(), &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "reader"}, RoleRef: rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "ClusterRole", Name: "reader"},
+		Subjects: []rbacv1.Subject{{Kind: "User", APIGroup: "rbac.authorization.k8s.io", Name: "reader"}}})
+	must(t, err)
+	if err := policy("jane"); !apierrors.IsForbidden(err) {
+		t.Errorf("who may not read Secrets: %v", err)
+	}
+	if err := policy("reader"); err != nil {
+		t.Errorf("who may: %v", err)
 	}
 }

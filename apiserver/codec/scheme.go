@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	apiregistration "k8s.io/kube-aggregator/pkg/apis/apiregistration/install"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	// Each install package registers its group with legacyscheme.Scheme.
@@ -32,9 +33,12 @@ import (
 	_ "k8s.io/kubernetes/pkg/apis/storagemigration/install"
 )
 
-// Upstream has CustomResourceDefinitions in a scheme of their own, for a server
-// of their own.
-func init() { apiextensions.Install(legacyscheme.Scheme) }
+// Upstream has CustomResourceDefinitions and APIServices in schemes of their own,
+// for servers of their own.
+func init() {
+	apiextensions.Install(legacyscheme.Scheme)
+	apiregistration.Install(legacyscheme.Scheme)
+}
 
 // Scheme knows the types of every group that edged serves, external and
 // internal, with upstream's conversions and defaults.

@@ -54,6 +54,7 @@ func All(cfg Config) []*registry.Kind {
 	all = append(all, resources()...)
 	all = append(all, extensions()...)
 	all = append(all, admissionRegistration()...)
+	all = append(all, registrations()...)
 	return all
 }
 

@@ -183,7 +183,7 @@ func (s *suite) conflictOnCreate() {
 
 // hasGivenName: an object's name says what it is about, as an address does.
 func (s *suite) hasGivenName() bool {
-	return s.k.Resource == "ipaddresses" || s.k.Resource == "customresourcedefinitions"
+	return slices.Contains([]string{"ipaddresses", "customresourcedefinitions", "apiservices"}, s.k.Resource)
 }
 
 // dryRun creates another object, which must leave no trace.

@@ -147,6 +147,31 @@ func (i *Identity) KubeletClientTLS() *tls.Config {
 	return cfg
 }
 
+const frontProxyName = "front-proxy-client"
+
+// FrontProxyName is who the API server is to servers of aggregated APIs: one
+// whose word about who asks is to be taken.
+func (i *Identity) FrontProxyName() string { return frontProxyName }
+
+// FrontProxyCertificate is for tls.Config.GetClientCertificate towards such
+// servers. As a user of this cluster its name may do nothing.
+func (i *Identity) FrontProxyCertificate(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	now := i.now()
+	if !stale(i.frontProxy, now, clientTTL) {
+		return i.frontProxy, nil
+	}
+	cert, err := i.ca.Load().tlsCertificate(now, i.key, leaf{
+		commonName: frontProxyName, usage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, ttl: clientTTL,
+	})
+	if err != nil {
+		return nil, err
+	}
+	i.frontProxy = cert
+	return cert, nil
+}
+
 func (i *Identity) apiServerCertificate(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

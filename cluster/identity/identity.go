@@ -61,9 +61,10 @@ type Identity struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	serving, client, apiServer *tls.Certificate
-	ips                        []netip.Addr
-	changed                    chan struct{} // closed when ca is replaced
+	serving, client, apiServer, frontProxy *tls.Certificate
+
+	ips     []netip.Addr
+	changed chan struct{} // closed when ca is replaced
 
 	look chan struct{} // holds one: see Look
 }

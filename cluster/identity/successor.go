@@ -194,7 +194,7 @@ func (i *Identity) replace(a *authority) error {
 		return err
 	}
 	i.ca.Store(a)
-	i.serving, i.client, i.apiServer = nil, nil, nil
+	i.serving, i.client, i.apiServer, i.frontProxy = nil, nil, nil, nil
 	close(i.changed)
 	i.changed = make(chan struct{})
 	return nil

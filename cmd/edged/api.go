@@ -121,7 +121,7 @@ func (d *device) openAPI() (err error) {
 	d.openBackups()
 	d.custom = crd.New(crd.Config{Registry: d.registry, Converter: webhook.Converter{Client: asked}, Logger: d.log})
 	d.api, err = apiserver.New(apiserver.Config{
-		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d, Custom: d.custom, Admission: chain,
+		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d, Custom: d.custom, Admission: chain, FrontProxy: d.identity.FrontProxyCertificate,
 		Version: apiVersion(), ServerAddress: fmt.Sprintf("%s:%d", d.nodeIP, c.parsed.api.Port()),
 		Ready: d.readiness, Logger: d.log,
 		Metrics: metricsHandler(storeCollector(d.store), counts.requests, counts.writes, backupMetrics{d}), Observe: counts.observe,

@@ -52,6 +52,7 @@ func (d *device) lead(ctx context.Context) error {
 				Liveness: d.liveness(time.Now()),
 			})
 		})
+		g.Go(func() error { return d.api.CheckServices(ctx) })
 		if d.backups != nil {
 			g.Go(func() error { d.backups.Run(ctx); return nil })
 		}

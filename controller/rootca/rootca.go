@@ -1,5 +1,7 @@
 // Package rootca publishes the cluster's CA in every namespace, as the
-// ConfigMap kube-root-ca.crt that Pods mount next to their token.
+// ConfigMap kube-root-ca.crt that Pods mount next to their token, and in
+// kube-system how servers of aggregated APIs tell who asks them, as the ConfigMap
+// extension-apiserver-authentication.
 //
 // It is not where trust begins: devices and users get the CA from the device's
 // identity.
@@ -25,8 +27,11 @@ import (
 	"edged/controller/podset"
 )
 
-// Name of the ConfigMap.
-const Name = "kube-root-ca.crt"
+// Names of the ConfigMaps.
+const (
+	Name               = "kube-root-ca.crt"
+	AuthenticationName = "extension-apiserver-authentication"
+)
 
 const (
 	descriptionKey = "kubernetes.io/description"
@@ -49,6 +54,24 @@ func Reconcile(cm *corev1.ConfigMap, ca []byte) {
 	}
 }
 
+// ReconcileAuthentication changes cm to tell that the cluster's CA signs the
+// certificates of users, and that who shows one for the front proxy's name is
+// believed what its headers say of users.
+func ReconcileAuthentication(cm *corev1.ConfigMap, ca []byte, frontProxy string) {
+	want := map[string]string{
+		"client-ca-file":                     string(ca),
+		"requestheader-client-ca-file":       string(ca),
+		"requestheader-allowed-names":        `["` + frontProxy + `"]`,
+		"requestheader-username-headers":     `["X-Remote-User"]`,
+		"requestheader-uid-headers":          `["X-Remote-Uid"]`,
+		"requestheader-group-headers":        `["X-Remote-Group"]`,
+		"requestheader-extra-headers-prefix": `["X-Remote-Extra-"]`,
+	}
+	if !maps.Equal(cm.Data, want) {
+		cm.Data = want
+	}
+}
+
 // Source tells the cluster's CA.
 type Source interface {
 	// CAPEM is the CA that is trusted, in PEM; more than one while it is being
@@ -56,6 +79,9 @@ type Source interface {
 	CAPEM() []byte
 	// CAChanged is closed when CAPEM changes.
 	CAChanged() <-chan struct{}
+	// FrontProxyName is in the certificate that the API server shows to servers
+	// of aggregated APIs.
+	FrontProxyName() string
 }
 
 // Run returns the controller that publishes the CA of source.
@@ -69,11 +95,16 @@ func Run(source Source) loop.Run {
 			if !ok || ns.DeletionTimestamp != nil {
 				return 0, nil
 			}
-			return 0, publish(ctx, maps, key, source.CAPEM())
+			ca := source.CAPEM()
+			err := publish(ctx, maps, key, Name, func(cm *corev1.ConfigMap) { Reconcile(cm, ca) })
+			if err != nil || key != metav1.NamespaceSystem {
+				return 0, err
+			}
+			return 0, publish(ctx, maps, key, AuthenticationName, func(cm *corev1.ConfigMap) { ReconcileAuthentication(cm, ca, source.FrontProxyName()) })
 		}})
 		defer namespaces.Subscribe(func(e registry.Event[*corev1.Namespace]) { q.Add(e.Object.Name) })()
 		defer maps.Subscribe(func(e registry.Event[*corev1.ConfigMap]) {
-			if e.Object.Name == Name {
+			if e.Object.Name == Name || e.Object.Name == AuthenticationName && e.Object.Namespace == metav1.NamespaceSystem {
 				q.Add(e.Object.Namespace)
 			}
 		})()
@@ -96,10 +127,10 @@ func Run(source Source) loop.Run {
 	}
 }
 
-func publish(ctx context.Context, maps registry.Client[*corev1.ConfigMap], ns string, ca []byte) error {
-	if _, ok := maps.Get(ns, Name); !ok {
-		cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: Name, Namespace: ns}}
-		Reconcile(cm, ca)
+func publish(ctx context.Context, maps registry.Client[*corev1.ConfigMap], ns, name string, reconcile func(*corev1.ConfigMap)) error {
+	if _, ok := maps.Get(ns, name); !ok {
+		cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns}}
+		reconcile(cm)
 		_, err := maps.Create(ctx, cm)
 		if podset.IsNamespaceEnding(err) {
 			return nil
@@ -108,6 +139,6 @@ func publish(ctx context.Context, maps registry.Client[*corev1.ConfigMap], ns st
 			return err
 		}
 	}
-	_, err := maps.Update(ctx, ns, Name, func(cm *corev1.ConfigMap) error { Reconcile(cm, ca); return nil })
+	_, err := maps.Update(ctx, ns, name, func(cm *corev1.ConfigMap) error { reconcile(cm); return nil })
 	return err
 }

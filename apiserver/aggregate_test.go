@@ -1,0 +1,125 @@
+package apiserver_test
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
+	"k8s.io/utils/ptr"
+
+	"edged/apiserver"
+	"edged/apiserver/registry"
+)
+
+// TestAggregation: another server's group version is found and reached through
+// this one, which tells it who asks.
+func TestAggregation(t *testing.T) {
+	var headers http.Header
+	backend := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		switch {
+		case req.URL.Path == "/apis/metrics.example.com/v1":
+			json.NewEncoder(w).Encode(metav1.APIResourceList{GroupVersion: "metrics.example.com/v1", APIResources: []metav1.APIResource{
+				{Name: "samples", SingularName: "sample", Namespaced: true, Kind: "Sample", Verbs: metav1.Verbs{"get", "list"}}, {Name: "samples/status", Kind: "Sample", Verbs: metav1.Verbs{"get"}}}})
+		case strings.HasPrefix(req.URL.Path, "/apis/metrics.example.com/v1/namespaces/ns/samples/"):
+			headers = req.Header
+			w.Write([]byte(`{"kind":"Sample","apiVersion":"metrics.example.com/v1","metadata":{"name":"s"}}`))
+		default:
+			http.NotFound(w, req)
+		}
+	}))
+	backend.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	backend.StartTLS()
+	defer backend.Close()
+	var dialed atomic.Pointer[string]
+	var shown atomic.Int32
+	e := newEnv(t, func(c *apiserver.Config) {
+		c.ProxyDial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			dialed.Store(&address)
+			return new(net.Dialer).DialContext(ctx, network, backend.Listener.Addr().String())
+		}
+		c.FrontProxy = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			shown.Add(1)
+			return &tls.Certificate{}, nil
+		}
+	})
+	_, err := registry.For[*corev1.Service](e.reg).Create(t.Context(), &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "metrics"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 443}}}})
+	must(t, err)
+	services := registry.For[*apiregistrationv1.APIService](e.reg)
+	_, err = services.Create(t.Context(), &apiregistrationv1.APIService{
+		ObjectMeta: metav1.ObjectMeta{Name: "v1.metrics.example.com"},
+		Spec: apiregistrationv1.APIServiceSpec{Group: "metrics.example.com", Version: "v1", GroupPriorityMinimum: 100, VersionPriority: 10,
+			Service: &apiregistrationv1.ServiceReference{Namespace: "default", Name: "metrics"}, InsecureSkipTLSVerify: true},
+	})
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- e.server.CheckServices(ctx) }()
+	defer func() { cancel(); <-done }()
+	reasons := make(chan string, 100)
+	defer services.Subscribe(func(ev registry.Event[*apiregistrationv1.APIService]) {
+		for _, c := range ev.Object.Status.Conditions {
+			reasons <- c.Reason
+		}
+	})()
+	state := func(want string) {
+		t.Helper()
+		last := ""
+		for timeout := time.After(30 * time.Second); last != want; {
+			select {
+			case last = <-reasons:
+			case <-timeout:
+				t.Fatalf("its condition is %q, want %s", last, want)
+			}
+		}
+	}
+	state("MissingEndpoints")
+	client := e.clientset(e.config("jane", "system:masters"))
+	get := func() ([]byte, error) {
+		return client.CoreV1().RESTClient().Get().AbsPath("/apis/metrics.example.com/v1/namespaces/ns/samples/s").SetHeader("X-Remote-User", "root").DoRaw(t.Context())
+	}
+	if _, err := get(); err == nil || !strings.Contains(err.Error(), "unable to handle the request") {
+		t.Errorf("before it is available: %v", err)
+	}
+	_, err = registry.For[*discoveryv1.EndpointSlice](e.reg).Create(t.Context(), &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "m", Labels: map[string]string{discoveryv1.LabelServiceName: "metrics"}}, AddressType: discoveryv1.AddressTypeIPv4,
+		Ports: []discoveryv1.EndpointPort{{Name: ptr.To(""), Port: ptr.To[int32](8443)}}, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.42.3.4"}}}})
+	must(t, err)
+	state("Passed")
+	body, err := get()
+	must(t, err)
+	if !strings.Contains(string(body), `"Sample"`) || *dialed.Load() != "10.42.3.4:8443" || shown.Load() == 0 {
+		t.Errorf("%s from %s, a certificate shown %d times", body, *dialed.Load(), shown.Load())
+	}
+	if headers.Get("X-Remote-User") != "jane" || headers.Get("Authorization") != "" || !strings.Contains(strings.Join(headers["X-Remote-Group"], " "), "system:masters") {
+		t.Errorf("it is told %v", headers)
+	}
+	discovers(t, client)
+}
+
+func discovers(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	_, lists, err := client.Discovery().ServerGroupsAndResources()
+	must(t, err)
+	for _, l := range lists {
+		if l.GroupVersion == "metrics.example.com/v1" {
+			if len(l.APIResources) != 2 {
+				t.Errorf("it has %v", l.APIResources)
+			}
+			return
+		}
+	}
+	t.Error("its group version is not discovered")
+}
