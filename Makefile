@@ -49,7 +49,7 @@ unit: payload ## unit tests with the race detector
 # What reads bytes of a disk or a stranger: each is fuzzed for a minute by test-soak.
 FUZZ := FuzzOpen@raftstore/wal FuzzRows@raftstore/mvcc FuzzApply@raftstore/mvcc FuzzMembership@raftstore/consensus \
 	FuzzConnection@raftstore/peer FuzzSnapshotFile@raftstore FuzzGateway@raftstore/etcdapi FuzzRequest@raftstore/etcdapi \
-	FuzzParseToken@cluster/join FuzzRequest@cluster/join FuzzClusterFile@cmd/edged
+	FuzzOpen@cluster/seal FuzzParseToken@cluster/join FuzzRequest@cluster/join FuzzClusterFile@cmd/edged
 
 .PHONY: test-soak
 test-soak: ## 1000 simulated clusters, and every decoder fuzzed

@@ -287,12 +287,19 @@ func (d *device) admit(ctx context.Context, req join.Request) (join.Answer, erro
 		if asked || m.Name != req.NodeName && (m.Name == "" || !slices.Equal(m.PeerURLs, req.PeerURLs)) {
 			continue
 		}
-		if m.ID == d.store.MemberID() || d.isReady(m.Name) || slices.Contains(d.witnesses(ctx), m.ID) {
+		// A witness has no Node that would tell: one that is there answers.
+		witness := slices.Contains(d.witnesses(ctx), m.ID)
+		if m.ID == d.store.MemberID() || d.isReady(m.Name) || witness && d.askDevice(ctx, m).Reached {
 			return join.Answer{}, &join.RequestError{Reason: fmt.Sprintf("a device %q at %s is there already: give this one another --node-name or address", m.Name, strings.Join(m.PeerURLs, ","))}
 		}
 		d.log.Info("a device that joins takes the place of what it was", "device", m.Name, "member", fmt.Sprintf("%x", m.ID))
 		if _, err := d.store.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: m.ID}); err != nil {
 			return join.Answer{}, err
+		}
+		if witness {
+			if err := d.forgetWitness(ctx, m.ID); err != nil {
+				return join.Answer{}, err
+			}
 		}
 	}
 	if !asked {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -135,6 +136,23 @@ func TestWitness(t *testing.T) {
 			return err
 		})
 	}
+	// Another card, for the same witness.
+	witness.PowerOff()
+	if err := errors.Join(os.RemoveAll(witness.DataDir()), os.Mkdir(witness.DataDir(), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	witness.Reboot()
+	witness.WaitReady()
+	witness.Eventually(90*time.Second, "the witness again, and nobody else", func() error {
+		out, err := devices[0].Edged("member", "list", "--run-dir", devices[0].RunDir())
+		if err == nil && (strings.Count(out, "\n") != 4 || !strings.Contains(out, "voter (witness)")) {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+	devices[1].PowerOff()
+	write(devices[0], devices[1].Name+", with the witness of the other card")
+
 	// The witness gives back what starting took, ten seconds after.
 	if mem, err := witness.Memory(); err == nil {
 		for _, m := range mem {
