@@ -188,7 +188,11 @@ func TestDevicesMeetWhateverTheirClocksSay(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := Install(filepath.Join(dir, "pki"), shared); err != nil {
+	key, err := NewDeviceKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Install(filepath.Join(dir, "pki"), shared, key); err != nil {
 		t.Fatal(err)
 	}
 	young := open(t, dir, at("2061-12-01"))
