@@ -361,7 +361,7 @@ func TestSimulated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if off := s.Now().Sub(time.Now()) + year; off.Abs() > time.Second || s.Synchronised() {
+	if off := time.Until(s.Now()) + year; off.Abs() > time.Second || s.Synchronised() {
 		t.Errorf("%v off, synchronised %v", off, s.Synchronised())
 	}
 	set := make(chan struct{}, 1)
@@ -370,7 +370,7 @@ func TestSimulated(t *testing.T) {
 	go func() { done <- s.Watch(ctx, func() { set <- struct{}{} }) }()
 	write("0s synchronised")
 	<-set
-	if off := s.Now().Sub(time.Now()); off.Abs() > time.Second || !s.Synchronised() {
+	if off := time.Until(s.Now()); off.Abs() > time.Second || !s.Synchronised() {
 		t.Errorf("%v off, synchronised %v", off, s.Synchronised())
 	}
 	cancel()

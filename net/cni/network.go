@@ -116,10 +116,12 @@ func read(file string) (*libcni.NetworkConfigList, error) {
 	if filepath.Ext(file) == ".conflist" {
 		return libcni.NetworkConfFromFile(file)
 	}
+	//lint:ignore SA1019 a file of one plugin is what some plugins still install, and other runtimes read
 	conf, err := libcni.ConfFromFile(file)
 	if err != nil {
 		return nil, err
 	}
+	//lint:ignore SA1019 the same
 	return libcni.ConfListFromConf(conf)
 }
 

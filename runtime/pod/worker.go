@@ -92,7 +92,7 @@ func (d *Device) ahead() time.Duration {
 	if d.Now == nil {
 		return 0
 	}
-	if by := d.Now().Sub(time.Now()); by.Abs() > time.Second {
+	if by := time.Until(d.Now()); by.Abs() > time.Second {
 		return by
 	}
 	return 0

@@ -17,8 +17,6 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-const frameHeaderBytes = 9
-
 // buffers hold messages while they are received, or being encoded.
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
