@@ -394,13 +394,14 @@ func (s streams) AttachContainer(ctx context.Context, _, _, _ string, in io.Read
 		go func() {
 			// Ends with the client's stream, or with the container's fifo.
 			_, _ = io.Copy(stdin, in)
-			if !c.StdinOnce {
+			if !c.StdinOnce || c.TTY {
+				cancel() // the client has said all: it leaves, and the container runs on
 				return
 			}
 			// What the container reads ends only when nobody could write any more.
 			_ = stdin.Close()
-			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), streamTimeout)
-			defer cancel()
+			closing, stop := context.WithTimeout(context.WithoutCancel(ctx), streamTimeout)
+			defer stop()
 			if err := s.Engine.CloseStdin(closing, c.ID); err != nil {
 				s.Logger.Debug("a container's input was not closed", "container", c.ID, "err", err)
 			}

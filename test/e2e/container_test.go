@@ -134,7 +134,7 @@ func TestPullMessages(t *testing.T) {
 }
 
 // TestAttachInput: what kubectl reads reaches the container, and when that ends the
-// container reads the end.
+// container reads the end, unless its input stays open: then kubectl leaves.
 func TestAttachInput(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -145,5 +145,27 @@ func TestAttachInput(t *testing.T) {
 	p.waitPod("reader", "ended", func(pod *corev1.Pod) bool { return pod.Status.Phase == corev1.PodSucceeded })
 	if out := p.kubectl("logs", "reader"); out != "first\nlast end\n" {
 		t.Errorf("it read %q", out)
+	}
+	if out, err := p.Kubectl("first\n", "-n", p.ns, "run", "open", "--image=edged.example/busybox:1", "--restart=Never", "--attach", "--stdin", "--leave-stdin-open",
+		"--", "sh", "-c", "cat && echo ' end'"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	p.eventually(10*time.Second, "logging what it read", func() error {
+		if out := p.kubectl("logs", "open"); out != "first\n" {
+			return fmt.Errorf("it logged %q", out)
+		}
+		return nil
+	})
+	if out, err := p.Kubectl("second\n", "-n", p.ns, "attach", "open", "--stdin"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	p.eventually(10*time.Second, "logging what it read then", func() error {
+		if out := p.kubectl("logs", "open"); out != "first\nsecond\n" {
+			return fmt.Errorf("it logged %q", out)
+		}
+		return nil
+	})
+	if pod := p.pod("open"); pod.Status.Phase != corev1.PodRunning {
+		t.Errorf("with its input open it is %s", pod.Status.Phase)
 	}
 }
