@@ -209,6 +209,7 @@ func TestClusterSparesOneFullDisk(t *testing.T) {
 			third = name
 		}
 	}
+	c.members[second].node.lackRoom(unix.ENOSPC) // its log has segments to recycle, and would not ask for long
 	eventually(t, "writes being refused", func() bool { return errors.Is(write(third), ErrNoSpace) })
 	eventually(t, "the alarm", func() bool { return len(c.members[third].Alarms()) == 2 })
 	// One of those that raised it is gone for good, one gets room.

@@ -38,7 +38,7 @@ func countOperations(reports []report.ClientReport) (done, failed int, revision 
 
 // judge asks etcd's checkers.
 func (h *history) judge(uniqueRevisions bool, dir string) error {
-	persisted, err := testimony(h.witnesses)
+	persisted, err := testimony(h.witnesses, h.reports)
 	if err != nil {
 		return err
 	}
@@ -95,8 +95,9 @@ func (h *history) save(dir string, info porcupine.LinearizationInfo) error {
 }
 
 // testimony makes of what the witnesses saw the requests that made it: one
-// transaction a revision. Whatever two of them saw must be the same.
-func testimony(witnesses []report.ClientReport) ([]model.EtcdRequest, error) {
+// transaction a revision, or the end of a lease. Whatever two of them saw must be the
+// same.
+func testimony(witnesses, reports []report.ClientReport) ([]model.EtcdRequest, error) {
 	seen := map[int64][]model.PersistedEvent{}
 	var newest int64
 	for _, w := range witnesses {
@@ -111,12 +112,13 @@ func testimony(witnesses []report.ClientReport) ([]model.EtcdRequest, error) {
 		}
 	}
 	var requests []model.EtcdRequest
+	l := leasesOf(reports)
 	for rev := int64(2); rev <= newest; rev++ {
 		events, ok := seen[rev]
 		if !ok {
 			return nil, fmt.Errorf("no witness saw revision %d of %d: the run cannot be judged", rev, newest)
 		}
-		requests = append(requests, transaction(events))
+		requests = append(requests, l.request(rev, events)...)
 	}
 	if len(requests) == 0 {
 		return nil, errors.New("no witness saw anything")
