@@ -518,7 +518,9 @@ func (n *node) release() {
 // process carries out what raft wants. full says that the disk is.
 func (n *node) process() (full bool, err error) {
 	before := n.core.Leader()
-	n.hang.Reset(time.Duration(n.cfg.electionTicks) * n.cfg.tick)
+	if n.core.NeedsTicks() { // nobody replaces a lone member, and a timer costs it two wake-ups
+		n.hang.Reset(time.Duration(n.cfg.electionTicks) * n.cfg.tick)
+	}
 	err = n.core.Process()
 	n.hang.Stop()
 	if errors.Is(err, wal.ErrNoSpace) {

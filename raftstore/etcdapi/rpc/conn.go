@@ -85,6 +85,8 @@ type conn struct {
 	encoded    bytes.Buffer
 	err        error
 	quiet      *time.Timer // keepalive
+	alarm      *time.Timer // for the earliest deadline, nil for none
+	alarmAt    time.Time   // when it goes off; zero for not at all
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
@@ -250,7 +252,7 @@ func (c *conn) headers(id uint32, ended bool) error {
 			c.refuse(id, ended, &refusal{http: 200, kind: c.same.kind, status: status.New(codes.DeadlineExceeded, context.DeadlineExceeded.Error())})
 			return nil
 		}
-		st.expireAfter(d)
+		st.deadline = time.Now().Add(d)
 	}
 	c.mu.Lock()
 	full := c.handlers >= int(min(uint64(c.srv.cfg.MaxStreams), math.MaxInt32))
@@ -258,6 +260,7 @@ func (c *conn) headers(id uint32, ended bool) error {
 		st.send = c.initial
 		c.streams[id] = st
 		c.handlers++
+		c.alert(st.deadline)
 	}
 	c.mu.Unlock()
 	if full {
@@ -527,6 +530,44 @@ func (c *conn) again(d time.Duration, f func()) {
 	}
 }
 
+// alert sees to it that a stream ends at its deadline; mu is held. One timer serves
+// all: clients say the same with each call, and most are answered long before, so
+// that it is hardly ever set.
+func (c *conn) alert(at time.Time) {
+	if at.IsZero() || c.err != nil || !c.alarmAt.IsZero() && !at.Before(c.alarmAt) {
+		return
+	}
+	c.alarmAt = at
+	if d := time.Until(at); c.alarm == nil {
+		c.alarm = time.AfterFunc(d, c.expire)
+	} else {
+		c.alarm.Reset(d)
+	}
+}
+
+// expire ends the streams whose deadline has come.
+func (c *conn) expire() {
+	var late []*stream
+	c.mu.Lock()
+	c.alarmAt = time.Time{}
+	now := time.Now()
+	var next time.Time
+	for _, st := range c.streams {
+		switch {
+		case st.deadline.IsZero() || st.Err() != nil:
+		case !st.deadline.After(now):
+			late = append(late, st)
+		case next.IsZero() || st.deadline.Before(next):
+			next = st.deadline
+		}
+	}
+	c.alert(next)
+	c.mu.Unlock()
+	for _, st := range late {
+		st.cancel(context.DeadlineExceeded)
+	}
+}
+
 // goAway is why a connection is ended, for its client.
 type goAway struct {
 	code http2.ErrCode
@@ -553,8 +594,10 @@ func (c *conn) end(err error) {
 	if c.err == nil {
 		c.err = err
 	}
-	if c.quiet != nil {
-		c.quiet.Stop()
+	for _, t := range []*time.Timer{c.quiet, c.alarm} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 	streams := c.streams
 	c.streams = map[uint32]*stream{}

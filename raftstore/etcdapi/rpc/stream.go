@@ -43,24 +43,20 @@ type stream struct {
 	header    metadata.MD
 	trailer   metadata.MD
 
+	deadline time.Time // zero for none; of the connection's alarm
+
 	ends sync.Mutex
 	// guarded by ends
-	deadline time.Time
-	timer    *time.Timer
-	err      error
-	done     chan struct{}
-	after    map[int]func() // called at the end
-	next     int
+	err   error
+	done  chan struct{}
+	after map[int]func() // called at the end
+	next  int
 }
 
 var closedDone = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 // Deadline is part of context.Context.
-func (st *stream) Deadline() (time.Time, bool) {
-	st.ends.Lock()
-	defer st.ends.Unlock()
-	return st.deadline, !st.deadline.IsZero()
-}
+func (st *stream) Deadline() (time.Time, bool) { return st.deadline, !st.deadline.IsZero() }
 
 // Done is part of context.Context.
 func (st *stream) Done() <-chan struct{} {
@@ -127,22 +123,12 @@ func (st *stream) end(err error) {
 	} else {
 		close(st.done)
 	}
-	if st.timer != nil {
-		st.timer.Stop()
-	}
 	after := st.after
 	st.after = nil
 	st.ends.Unlock()
 	for _, f := range after {
 		go f()
 	}
-}
-
-func (st *stream) expireAfter(d time.Duration) {
-	st.ends.Lock()
-	defer st.ends.Unlock()
-	st.deadline = time.Now().Add(d)
-	st.timer = time.AfterFunc(d, func() { st.cancel(context.DeadlineExceeded) })
 }
 
 // serve runs the handler.
