@@ -43,6 +43,8 @@ const (
 	gcPercent = 40
 	// freeAfter is when the memory that starting took goes back to the system.
 	freeAfter = 10 * time.Second
+	// witnessFreeAfter is that of a witness: no Pods start.
+	witnessFreeAfter = time.Second
 )
 
 func runRun(ctx context.Context, e env) error {
@@ -355,9 +357,13 @@ func (d *device) announce(ctx context.Context) error {
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		d.log.Warn("the service manager was not told", "err", err)
 	}
+	after := freeAfter
+	if d.cfg.role == roleWitness {
+		after = witnessFreeAfter
+	}
 	select {
 	case <-ctx.Done():
-	case <-time.After(freeAfter):
+	case <-time.After(after):
 		if err := releaseMemory(); err != nil {
 			d.log.Warn("memory that only starting needed was not given back", "err", err)
 		}
