@@ -138,7 +138,17 @@ func allReady(via *harness.Device, n int) error {
 // quiet counts what idle devices of a cluster send.
 func (b *bench) quiet(devices []*harness.Device) error {
 	settle()
-	const watched = time.Minute
+	leader, other, err := sent(devices, time.Minute)
+	if err != nil {
+		return err
+	}
+	b.add("an idle device of 3 sends a day, leader / other", "100 MB", "%.0f / %.0f MB", leader, other)
+	return nil
+}
+
+// sent is how many megabytes a day the leader and another device send, by what they
+// do while they are watched.
+func sent(devices []*harness.Device, watched time.Duration) (leader, other float64, err error) {
 	before := make([]uint64, len(devices))
 	for i, d := range devices {
 		before[i], _ = d.Traffic()
@@ -146,19 +156,38 @@ func (b *bench) quiet(devices []*harness.Device) error {
 	time.Sleep(watched)
 	i, err := leads(devices)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
-	var leader, other uint64
 	for j, d := range devices {
-		sent, _ := d.Traffic()
+		now, _ := d.Traffic()
+		day := float64(now-before[j]) * float64(24*time.Hour/watched) / mb
 		if j == i {
-			leader = sent - before[j]
+			leader = day
 		} else {
-			other = max(other, sent-before[j])
+			other = max(other, day)
 		}
 	}
-	day := func(bytes uint64) float64 { return float64(bytes) * float64(24*time.Hour/watched) / mb }
-	b.add("an idle device of 3 sends a day, leader / other", "100 MB", "%.0f / %.0f MB", day(leader), day(other))
+	return leader, other, nil
+}
+
+// metered is quiet for devices of which one is metered.
+func (b *bench) metered() error {
+	devices, err := b.cluster(3)
+	if err != nil {
+		return err
+	}
+	devices[2].Stop()
+	devices[2].Start("--metered")
+	devices[2].WaitReady()
+	if err := allReady(devices[0], 3); err != nil {
+		return err
+	}
+	time.Sleep(time.Minute) // what was going on has its time to end
+	leader, other, err := sent(devices, 5*time.Minute)
+	if err != nil {
+		return err
+	}
+	b.add("the same, one of 3 with --metered", "5 MB", "%.1f / %.1f MB", leader, other)
 	return nil
 }
 

@@ -75,8 +75,10 @@ type Config struct {
 	ClusterDomain string
 	// Liveness tells when a device was last heard of; nil for a lone device.
 	Liveness node.Liveness
-	Logger   *slog.Logger
-	Now      func() time.Time // nil: time.Now
+	// Grace is how long a device may be silent; nil is node.Grace.
+	Grace  func() time.Duration
+	Logger *slog.Logger
+	Now    func() time.Time // nil: time.Now
 }
 
 // controllers is the table of what runs.
@@ -93,7 +95,7 @@ func controllers(cfg Config) map[string]loop.Run {
 		"endpointslicemirroring": endpointslicemirroring.Run,
 		"gc":                     gc.Run,
 		"job":                    job.Run,
-		"node":                   node.Run(cfg.Liveness),
+		"node":                   node.Run(cfg.Liveness, cfg.Grace),
 		"podgc":                  podgc.Run,
 		"namespace":              namespace.Run,
 		"replicaset":             replicaset.Run,

@@ -141,7 +141,7 @@ func (l *lessor) lead(on bool) {
 	}
 	extra := time.Duration(0)
 	if !l.s.node.view().alone(l.s.member) {
-		extra = time.Duration(l.s.cfg.ElectionTicks) * l.s.cfg.Tick
+		extra = l.s.election()
 	}
 	now := time.Now()
 	for _, le := range l.s.db.Leases() {

@@ -161,12 +161,22 @@ func (s *Store) discard(path string) {
 type peers struct{ s *Store }
 
 // Receive is part of peer.Handler.
-func (p *peers) Receive(ctx context.Context, m *raftpb.Message) {
+func (p *peers) Receive(ctx context.Context, m *raftpb.Message, patience time.Duration) bool {
+	select {
+	case p.s.node.inbox <- m:
+		return true
+	default: // the disk is busy
+	}
+	t := time.NewTimer(patience)
+	defer t.Stop()
 	select {
 	case p.s.node.inbox <- m:
 	case <-p.s.node.ctx.Done():
 	case <-ctx.Done():
+	case <-t.C:
+		return false
 	}
+	return true
 }
 
 // Unreachable is part of peer.Handler.
@@ -702,7 +712,7 @@ func (s *Store) MoveLeader(ctx context.Context, req *pb.MoveLeaderRequest) (*pb.
 
 // transfer hands leadership to a voter and waits until it has it.
 func (s *Store) transfer(ctx context.Context, to uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Duration(s.cfg.ElectionTicks)*s.cfg.Tick)
+	ctx, cancel := context.WithTimeout(ctx, 2*s.election())
 	defer cancel()
 	if err := s.node.do(ctx, func(c *consensus.Core) { c.TransferLeader(to) }); err != nil {
 		return err
@@ -729,7 +739,7 @@ func (s *Store) handOver() {
 	if v.leader != s.member || v.alone(s.member) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(s.cfg.ElectionTicks)*s.cfg.Tick)
+	ctx, cancel := context.WithTimeout(context.Background(), s.election())
 	defer cancel()
 	var to, match uint64
 	err := s.node.do(ctx, func(c *consensus.Core) {

@@ -41,6 +41,9 @@ const (
 	// retryReadTicks is after how many ticks a lost question for the read index
 	// is asked again.
 	retryReadTicks = 5
+	// busyFor is how long after the last event a leader is heard as usual, whatever
+	// its pace.
+	busyFor = 5 * time.Second
 )
 
 // result is the outcome of a request.
@@ -53,7 +56,7 @@ type result struct {
 // node never waits for a proposer.
 type waiter struct {
 	done  chan result
-	ticks int // of patience left; a lone member's has no end
+	until time.Time // its patience ends, looked at with each tick: a lone member's has no end
 	term  uint64
 	// owned by the node's goroutine
 	proposal proposal
@@ -143,12 +146,15 @@ type node struct {
 	stop      context.CancelFunc
 	slots     chan struct{} // a token per snapshot being sent
 
-	commit atomic.Uint64
-	full   atomic.Bool // the disk is: writes are refused
-	low    atomic.Bool // it lacks room that is set aside for then; see room.go
-	seen   atomic.Pointer[view]
-	hang   *time.Timer // runs while run is at the disk
-	seeing sync.Mutex  // held while seen is replaced
+	commit   atomic.Uint64
+	full     atomic.Bool // the disk is: writes are refused
+	low      atomic.Bool // it lacks room that is set aside for then; see room.go
+	seen     atomic.Pointer[view]
+	tickTime atomic.Int64  // nanoseconds
+	busy     time.Time     // something happened last; owned by run
+	every    time.Duration // of ticking, 0 while it stands still; owned by run
+	hang     *time.Timer   // runs while run is at the disk
+	seeing   sync.Mutex    // held while seen is replaced
 
 	mu sync.Mutex
 	// guarded by mu
@@ -162,7 +168,7 @@ type nodeConfig struct {
 	tick           time.Duration
 	electionTicks  int
 	heartbeatTicks int
-	requestTicks   int
+	requestTimeout time.Duration
 	commitEntries  uint64
 	catchUp        uint64
 	members        func(*consensus.Membership)                         // told of each change
@@ -181,6 +187,7 @@ func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *s
 		durable: make(chan mvcc.Applied, 1), wantSync: make(chan struct{}, 1), short: make(chan struct{}, 1), done: make(chan struct{}), slots: make(chan struct{}, 2),
 	}
 	n.seen.Store(&view{changed: make(chan struct{})})
+	n.tickTime.Store(int64(cfg.tick))
 	n.ctx, n.stop = context.WithCancel(context.Background())
 	n.reign, n.abdicate = context.WithCancel(n.ctx)
 	var err error
@@ -214,7 +221,7 @@ func (n *node) wait(id uint64, p proposal) *waiter {
 }
 
 func (n *node) newWaiter() *waiter {
-	return &waiter{done: make(chan result, 1), ticks: n.cfg.requestTicks, term: n.view().term}
+	return &waiter{done: make(chan result, 1), until: time.Now().Add(n.cfg.requestTimeout), term: n.view().term}
 }
 
 // answer gives the outcome of entry id to who waits for it.
@@ -317,10 +324,9 @@ func (n *node) run() {
 	defer close(n.done)
 	defer n.sending.Wait()
 	defer n.stop()
-	n.ticking = time.NewTicker(n.cfg.tick)
+	n.ticking = time.NewTicker(n.pace())
 	defer n.ticking.Stop()
 	n.ticking.Stop()
-	ticks := false
 	for {
 		full, err := n.process()
 		if err != nil {
@@ -330,9 +336,9 @@ func (n *node) run() {
 			}
 			return
 		}
-		if want := n.core.NeedsTicks() && !full; want != ticks {
-			if ticks = want; want {
-				n.ticking.Reset(n.cfg.tick)
+		if want := n.wantTicks(full); want != n.every {
+			if n.every = want; want > 0 {
+				n.ticking.Reset(want)
 			} else {
 				n.ticking.Stop()
 			}
@@ -370,6 +376,7 @@ func (n *node) feed(full bool) bool {
 	case m := <-inbox:
 		n.step(m)
 	case w := <-n.reads:
+		n.busy = time.Now()
 		n.next.waiting = append(n.next.waiting, w)
 	case <-n.ticking.C:
 		n.tick()
@@ -410,6 +417,9 @@ func (n *node) drain() {
 }
 
 func (n *node) step(m *raftpb.Message) {
+	if t := m.GetType(); t != raftpb.MsgHeartbeat && t != raftpb.MsgHeartbeatResp {
+		n.busy = time.Now()
+	}
 	if err := n.core.Step(m); err != nil {
 		n.log.Debug("a message was dropped", "type", m.GetType(), "err", err)
 	}
@@ -444,7 +454,7 @@ func (n *node) tick() {
 
 // expire answers who has waited too long.
 func (n *node) expire(w *waiter, term uint64) bool {
-	if w.ticks--; w.ticks > 0 {
+	if time.Now().Before(w.until) {
 		return false
 	}
 	err := ErrTimeout
@@ -519,7 +529,7 @@ func (n *node) release() {
 func (n *node) process() (full bool, err error) {
 	before := n.core.Leader()
 	if n.core.NeedsTicks() { // nobody replaces a lone member, and a timer costs it two wake-ups
-		n.hang.Reset(time.Duration(n.cfg.electionTicks) * n.cfg.tick)
+		n.hang.Reset(time.Duration(n.cfg.electionTicks) * n.pace())
 	}
 	err = n.core.Process()
 	n.hang.Stop()
@@ -638,6 +648,7 @@ func (n *node) tell(r report) {
 }
 
 func (n *node) report(r report) {
+	n.busy = time.Now()
 	if !r.snapshot {
 		n.core.ReportUnreachable(r.to)
 		return
@@ -702,7 +713,7 @@ func (n *node) Changed(request uint64, m *consensus.Membership, err error) {
 func (n *node) leave() {
 	n.log.Warn("this member was removed from the cluster: it stops")
 	n.sending.Go(func() {
-		t := time.NewTimer(2 * n.cfg.tick * time.Duration(n.cfg.electionTicks))
+		t := time.NewTimer(2 * n.pace() * time.Duration(n.cfg.electionTicks))
 		defer t.Stop()
 		select {
 		case <-t.C:

@@ -438,9 +438,8 @@ func (s *Store) askCluster(ctx context.Context, was uint64) (*consensus.Membersh
 
 func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {
 	s.lessor = newLessor(s)
-	ticks := int(s.cfg.RequestTimeout / s.cfg.Tick)
 	s.node, err = newNode(nodeConfig{
-		self: s.member, tick: s.cfg.Tick, electionTicks: s.cfg.ElectionTicks, heartbeatTicks: s.cfg.HeartbeatTicks, requestTicks: max(ticks, 1),
+		self: s.member, tick: s.cfg.Tick, electionTicks: s.cfg.ElectionTicks, heartbeatTicks: s.cfg.HeartbeatTicks, requestTimeout: s.cfg.RequestTimeout,
 		commitEntries: s.cfg.CommitEntries, catchUp: s.cfg.CatchUpEntries,
 		members: s.meet, applied: s.applied, send: s.send, sendSnapshot: s.sendSnapshot, discard: s.discard,
 		counters: s.counters,

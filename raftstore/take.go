@@ -1,5 +1,7 @@
 package raftstore
 
+import "time"
+
 // take gives raft a proposal, if somebody still waits for it. One that is lost on
 // its way to a leader that stays is answered by its time running out.
 func (n *node) take(id uint64) {
@@ -9,6 +11,7 @@ func (n *node) take(id uint64) {
 	if w == nil {
 		return
 	}
+	n.busy = time.Now()
 	var err error
 	if w.proposal.change != nil {
 		err = n.core.ProposeChange(w.proposal.change)

@@ -84,7 +84,7 @@ func (s *Store) Rebalance(ctx context.Context, target int, grace time.Duration, 
 	if v := s.node.view(); v.leader != s.member {
 		return Change{}, false, nil
 	}
-	c = NextChange(members, s.member, target, grace, func(m PeerStatus) time.Duration { return since.Sub(m.LastHeard) })
+	c = NextChange(members, s.member, target, grace, func(m PeerStatus) time.Duration { return since.Sub(m.LastHeard) - s.heartbeat() })
 	switch {
 	case c.Promote != 0:
 		_, err = s.MemberPromote(ctx, &pb.MemberPromoteRequest{ID: c.Promote})

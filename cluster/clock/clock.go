@@ -49,8 +49,8 @@ type Config struct {
 	// Floor is a lower bound of the true time: the build's.
 	Floor time.Time
 	Mode  Mode
-	// Interval is how often the leader is asked.
-	Interval time.Duration
+	// Interval is how often the leader is asked now.
+	Interval func() time.Duration
 	Logger   *slog.Logger
 }
 
@@ -266,7 +266,7 @@ func (c *Clock) round(ctx context.Context) time.Duration {
 		return soon
 	case self:
 		c.tellAll(ctx, c.lead())
-		return c.cfg.Interval
+		return c.cfg.Interval()
 	}
 	ctx, cancel := context.WithTimeout(ctx, soon)
 	defer cancel()
@@ -279,14 +279,14 @@ func (c *Clock) round(ctx context.Context) time.Duration {
 	}
 	switch {
 	case errors.Is(err, errMessage):
-		return c.cfg.Interval
+		return c.cfg.Interval()
 	case err != nil:
 		c.cfg.Logger.Debug("the leader did not tell its time", "err", err)
 		// An older one never does.
 		if ctx.Err() != nil {
 			return soon
 		}
-		return c.cfg.Interval / 10
+		return c.cfg.Interval() / 10
 	case took > quick || a.quality == Unknown:
 		return soon
 	}
@@ -294,7 +294,7 @@ func (c *Clock) round(ctx context.Context) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.follow(reading{theirs + a.offset, a.quality})
-	return c.cfg.Interval
+	return c.cfg.Interval()
 }
 
 // lead follows what is agreed, on the leader, and returns who has to hear of it.

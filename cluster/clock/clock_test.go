@@ -95,7 +95,7 @@ func newFleet(t *testing.T, mode clock.Mode, machines ...*machine) *fleet {
 	var running sync.WaitGroup
 	for i, m := range machines {
 		d := &device{clock.Open(clock.Config{
-			Source: m, DataDir: t.TempDir(), Floor: time.Now().Add(-10 * year), Mode: mode, Interval: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler),
+			Source: m, DataDir: t.TempDir(), Floor: time.Now().Add(-10 * year), Mode: mode, Interval: func() time.Duration { return 10 * time.Minute }, Logger: slog.New(slog.DiscardHandler),
 		}), uint64(i + 1), m, f}
 		f.devices = append(f.devices, d)
 	}

@@ -11,18 +11,14 @@ import (
 	"edged/raftstore"
 )
 
-const (
-	// testClock names the file of a clock of its own for this device, for tests: on a
-	// machine that is several devices nobody may set the clock (clock.Simulated).
-	testClock = "EDGED_TEST_CLOCK"
-	// askTime is how often a device compares its clock with the leader's.
-	askTime = 10 * time.Minute
-)
+// testClock names the file of a clock of its own for this device, for tests: on a
+// machine that is several devices nobody may set the clock (clock.Simulated).
+const testClock = "EDGED_TEST_CLOCK"
 
 // openClock has this device's time go on from where it was known last.
 func (d *device) openClock() error {
 	cfg := clock.Config{
-		Source: clock.System{}, DataDir: d.cfg.dataDir, Floor: identity.BuildTime, Mode: clock.Mode(d.cfg.setClock), Interval: askTime, Logger: d.log,
+		Source: clock.System{}, DataDir: d.cfg.dataDir, Floor: identity.BuildTime, Mode: clock.Mode(d.cfg.setClock), Interval: func() time.Duration { return d.pace().askTime }, Logger: d.log,
 	}
 	if path := os.Getenv(testClock); path != "" {
 		simulated, err := clock.Simulate(path)

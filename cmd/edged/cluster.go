@@ -49,12 +49,9 @@ type clusterFile struct {
 const (
 	clusterFileName    = "cluster.json"
 	clusterFileVersion = 1
-	// A heartbeat goes to each device every 500 ms: a leader of three sends less
-	// than 100 MB a day, and one of two may be lost. Without any for 1 to 2 s, by
-	// chance of the election's draw, a device holds an election.
-	tick         = 100 * time.Millisecond
-	heartbeat    = 500 * time.Millisecond
-	electionTime = 2 * time.Second
+	tick               = 100 * time.Millisecond
+	heartbeat          = 500 * time.Millisecond
+	electionTime       = 2 * time.Second
 	// anAddress is how often a device that joins looks for an address.
 	anAddress = time.Second
 )
@@ -296,10 +293,8 @@ func (d *device) admit(ctx context.Context, req join.Request) (join.Answer, erro
 		if _, err := d.store.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: m.ID}); err != nil {
 			return join.Answer{}, err
 		}
-		if witness {
-			if err := d.forgetWitness(ctx, m.ID); err != nil {
-				return join.Answer{}, err
-			}
+		if err := d.forgetMarks(ctx, m.ID); err != nil {
+			return join.Answer{}, err
 		}
 	}
 	if !asked {

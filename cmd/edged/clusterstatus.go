@@ -45,6 +45,8 @@ type deviceStatus struct {
 	Lag uint64 `json:"lag"`
 	// ClockOffset is how far its clock is ahead of this device's.
 	ClockOffset time.Duration `json:"clockOffsetNanoseconds"`
+	// Metered says that it is quiet, since some device is metered.
+	Metered bool `json:"metered,omitempty"`
 	// Clock is what it says of its clock: synchronised by NTP, set, or unset.
 	Clock string `json:"clock,omitempty"`
 	// SystemClockOff is how far its system's clock, which its Pods see, is ahead of
@@ -84,6 +86,7 @@ func (d *device) deviceStatus() deviceStatus {
 		Reached: true, Version: version, AppliedIndex: st.AppliedIndex, CommitIndex: st.CommitIndex, NoSpace: st.NoSpace,
 		Containers: own.Containers, RunsPods: own.RunsPods, MemoryBytes: own.MemoryBytes, Time: d.clock.Now(), ReadsSealed: true,
 	}
+	s.Metered = d.quiet.Load()
 	at := d.clock.Status()
 	s.Clock = at.Quality.String()
 	s.SystemClockOff, _ = at.Wrong()

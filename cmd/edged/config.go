@@ -42,6 +42,7 @@ type config struct {
 	role          string
 	voters        int
 	setClock      string
+	metered       bool
 
 	discovery, clusterName, clusterSecretFile string
 	bootstrapExpect                           int
@@ -115,6 +116,7 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.bootstrapExpect, "bootstrap-expect", 1, "how many devices must be there before --discovery founds a cluster: more than half of those that will be")
 	fs.StringVar(&c.role, "role", roleAuto, "auto; witness: vote and hold the state, run no Pods")
 	fs.IntVar(&c.voters, "voters", raftstore.DefaultVoters, "how many devices vote at most; the others keep the state too")
+	fs.BoolVar(&c.metered, "metered", false, "this device pays for what it sends: the whole cluster is quiet, and slower to notice what is lost")
 	fs.StringVar(&c.setClock, "set-clock", string(clock.Auto), "when to set this machine's clock to the cluster's time: auto: if nobody has set it yet; always: when it is wrong and not synchronised; never")
 	fs.StringVar(&c.clusterCIDR, "cluster-cidr", "10.42.0.0/16", "`prefix` of Pod addresses, or an IPv4 and an IPv6 one; each device gets a /24, a /64 of it")
 	fs.StringVar(&c.serviceCIDR, "service-cidr", "10.43.0.0/16", "`prefix` of Service addresses, or an IPv4 and an IPv6 one")

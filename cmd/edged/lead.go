@@ -49,7 +49,7 @@ func (d *device) lead(ctx context.Context) error {
 			return controller.Run(ctx, controller.Config{
 				Registry: d.registry, ClusterDomain: d.cfg.clusterDomain, APIAddresses: d.apiAddresses,
 				ServiceIP: firstOf(d.cfg.parsed.serviceCIDRs[0]), BootstrapObjects: bootstrap, RootCA: d.identity, Logger: d.log, Now: d.clock.Now,
-				Liveness: d.liveness(time.Now()),
+				Liveness: d.liveness(time.Now()), Grace: d.grace,
 			})
 		})
 		g.Go(func() error { return d.api.CheckServices(ctx) })
@@ -195,7 +195,7 @@ func (d *device) liveness(began time.Time) node.Liveness {
 		last, led, ok := d.store.Heard(name)
 		since := began
 		if led {
-			since = began.Add(-electionTime)
+			since = began.Add(-d.pace().election)
 		}
 		if last.Before(since) {
 			last = since

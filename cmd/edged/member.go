@@ -93,7 +93,7 @@ func (d *device) removeMember(ctx context.Context, m *pb.Member) error {
 	if _, err := d.store.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: m.ID}); err != nil {
 		return err
 	}
-	if err := d.forgetWitness(ctx, m.ID); err != nil {
+	if err := d.forgetMarks(ctx, m.ID); err != nil {
 		return err
 	}
 	d.log.Info("a device was removed", "device", m.Name, "member", fmt.Sprintf("%x", m.ID))

@@ -233,7 +233,7 @@ func (d *device) isWhole(ctx context.Context) (bool, error) {
 		newest = max(newest, p.Match)
 	}
 	return newest > 0 && !slices.ContainsFunc(peers, func(p raftstore.PeerStatus) bool {
-		return time.Since(p.LastHeard) > node.Grace || p.Match+behind < newest
+		return time.Since(p.LastHeard) > d.grace() || p.Match+behind < newest
 	}), nil
 }
 

@@ -118,6 +118,7 @@ type device struct {
 	sumOnce sync.Once
 	sum     string // of the binary, once somebody asked
 	sumErr  error
+	quiet   atomic.Bool // some device is metered
 	ready   atomic.Bool // the registry has loaded
 	running atomic.Bool // Pods can run
 	closers []func() error
@@ -246,6 +247,8 @@ func (d *device) run(ctx context.Context) error {
 	g.Go(func() error { return d.rotation().Run(ctx) })
 	g.Go(func() error { return d.seals.Run(ctx) })
 	g.Go(func() error { return d.followCA(ctx) })
+	g.Go(func() error { return d.followPace(ctx) })
+	g.Go(func() error { return d.tell(ctx, meteredPrefix, d.cfg.metered) })
 	g.Go(func() error { return d.announcer.Run(ctx) })
 	d.events = recorder.New(d.registry, "kubelet", d.cfg.nodeName, d.log)
 	g.Go(func() error { return d.events.Run(ctx) })

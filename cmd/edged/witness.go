@@ -31,7 +31,10 @@ const (
 
 var errWitness = errors.New("this device is a witness: it runs no containers and has no images")
 
-func witnessKey(member uint64) []byte { return fmt.Appendf(nil, "%s%016x", witnessPrefix, member) }
+// markKey is where what a member is lies below prefix.
+func markKey(prefix string, member uint64) []byte {
+	return fmt.Appendf(nil, "%s%016x", prefix, member)
+}
 
 // runWitness is what a witness does instead of running Pods.
 func (d *device) runWitness(ctx context.Context) error {
@@ -44,15 +47,20 @@ func (d *device) runWitness(ctx context.Context) error {
 // tellRole makes the cluster know whether this member is a witness. It writes
 // when that changed.
 func (d *device) tellRole(ctx context.Context) error {
+	return d.tell(ctx, witnessPrefix, d.cfg.role == roleWitness)
+}
+
+// tell has the cluster know whether this member is one of those below prefix.
+func (d *device) tell(ctx context.Context, prefix string, want bool) error {
 	select {
 	case <-ctx.Done():
 		return nil
 	case <-d.store.Ready():
 	}
-	key := witnessKey(d.store.MemberID())
+	key := markKey(prefix, d.store.MemberID())
 	for told := ""; ; {
 		there, err := d.store.Range(ctx, &pb.RangeRequest{Key: key, Serializable: true, CountOnly: true})
-		is, want := err == nil && there.Count > 0, d.cfg.role == roleWitness
+		is := err == nil && there.Count > 0
 		switch {
 		case err != nil:
 		case is == want:
@@ -67,7 +75,7 @@ func (d *device) tellRole(ctx context.Context) error {
 		}
 		if err.Error() != told {
 			told = err.Error()
-			d.log.Warn("the cluster does not know this device's role yet, trying again", "role", d.cfg.role, "err", err)
+			d.log.Warn("the cluster does not know yet what this device is, trying again", "key", prefix, "is", want, "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -81,23 +89,32 @@ func (d *device) tellRole(ctx context.Context) error {
 
 // witnesses are the members that are, as far as this device knows.
 func (d *device) witnesses(ctx context.Context) (ids []uint64) {
+	return d.told(ctx, witnessPrefix)
+}
+
+// told are the members below prefix.
+func (d *device) told(ctx context.Context, prefix string) (ids []uint64) {
 	resp, err := d.store.Range(ctx, &pb.RangeRequest{
-		Key: []byte(witnessPrefix), RangeEnd: []byte(strings.TrimSuffix(witnessPrefix, "/") + "0"), Serializable: true, KeysOnly: true,
+		Key: []byte(prefix), RangeEnd: []byte(strings.TrimSuffix(prefix, "/") + "0"), Serializable: true, KeysOnly: true,
 	})
 	if err != nil {
 		return nil
 	}
 	for _, kv := range resp.Kvs {
-		if id, err := strconv.ParseUint(strings.TrimPrefix(string(kv.Key), witnessPrefix), 16, 64); err == nil {
+		if id, err := strconv.ParseUint(strings.TrimPrefix(string(kv.Key), prefix), 16, 64); err == nil {
 			ids = append(ids, id)
 		}
 	}
 	return ids
 }
 
-// forgetWitness is for a member that was removed.
-func (d *device) forgetWitness(ctx context.Context, member uint64) error {
-	key := witnessKey(member)
+// forgetMarks is for a member that was removed.
+func (d *device) forgetMarks(ctx context.Context, member uint64) error {
+	return errors.Join(d.forget(ctx, witnessPrefix, member), d.forget(ctx, meteredPrefix, member))
+}
+
+func (d *device) forget(ctx context.Context, prefix string, member uint64) error {
+	key := markKey(prefix, member)
 	there, err := d.store.Range(ctx, &pb.RangeRequest{Key: key, Serializable: true, CountOnly: true})
 	if err != nil || there.Count == 0 {
 		return err

@@ -9,16 +9,17 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// Grace is how long a device may be silent and still count as there. A user sees
+// Grace is how long a device may be silent and still count as there, unless a
+// controller is told otherwise. A user sees
 // it NotReady, and its Pods gone from their Services, within 5 s: half a second
 // for the last heartbeat, and the rest for writing it down.
 const Grace = 4 * time.Second
 
 // Health returns the conditions of a Node whose device was last heard of at
 // heard, and when to look again; changed says whether they differ.
-func Health(conditions []corev1.NodeCondition, heard, now time.Time) (out []corev1.NodeCondition, changed bool, again time.Duration) {
-	if silent := now.Sub(heard); silent < Grace {
-		return conditions, false, Grace - silent
+func Health(conditions []corev1.NodeCondition, heard, now time.Time, grace time.Duration) (out []corev1.NodeCondition, changed bool, again time.Duration) {
+	if silent := now.Sub(heard); silent < grace {
+		return conditions, false, grace - silent
 	}
 	out = slices.Clone(conditions)
 	for _, t := range []corev1.NodeConditionType{corev1.NodeReady, corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure} {

@@ -39,6 +39,7 @@ const (
 type controller struct {
 	env      loop.Env
 	liveness Liveness
+	grace    func() time.Duration
 	nodes    registry.Client[*corev1.Node]
 	pods     registry.Client[*corev1.Pod]
 	events   *recorder.Recorder
@@ -49,10 +50,14 @@ type controller struct {
 }
 
 // Run makes the controller.
-func Run(liveness Liveness) loop.Run {
+// grace tells how long a device may be silent now; nil is Grace.
+func Run(liveness Liveness, grace func() time.Duration) loop.Run {
+	if grace == nil {
+		grace = func() time.Duration { return Grace }
+	}
 	return func(ctx context.Context, env loop.Env) error {
 		c := &controller{
-			env: env, liveness: liveness, nodes: registry.For[*corev1.Node](env.Registry), pods: registry.For[*corev1.Pod](env.Registry),
+			env: env, liveness: liveness, grace: grace, nodes: registry.For[*corev1.Node](env.Registry), pods: registry.For[*corev1.Pod](env.Registry),
 			more:   make(chan struct{}, 1),
 			events: env.Events.Component("node-controller"), eviction: env.Events.Component("taint-eviction-controller"),
 		}
@@ -96,7 +101,8 @@ func (c *controller) listen(ctx context.Context, stopped chan<- struct{}) {
 		}
 		// By the monotonic clock, which nobody sets.
 		now := time.Now()
-		next := now.Add(Grace)
+		grace := c.grace()
+		next := now.Add(grace)
 		for _, n := range nodes {
 			heard, ok := c.liveness(n.Name)
 			switch {
@@ -104,8 +110,8 @@ func (c *controller) listen(ctx context.Context, stopped chan<- struct{}) {
 			case c.silent(n.Name):
 				c.queue.Add(n.Name)
 				next = now
-			case heard.Add(Grace).Before(next):
-				next = heard.Add(Grace)
+			case heard.Add(grace).Before(next):
+				next = heard.Add(grace)
 			}
 		}
 		wait := max(next.Sub(now), listenAtMost)
@@ -125,8 +131,8 @@ func (c *controller) silent(node string) bool {
 		return false
 	}
 	heard, ok := c.liveness(node)
-	awake := c.awake.Load()
-	return ok && time.Since(heard) >= Grace && (awake == nil || time.Since(*awake) >= Grace)
+	awake, grace := c.awake.Load(), c.grace()
+	return ok && time.Since(heard) >= grace && (awake == nil || time.Since(*awake) >= grace)
 }
 
 // isKnown says whether the Node's Ready is anything but Unknown.
@@ -184,7 +190,7 @@ func (c *controller) lose(ctx context.Context, n *corev1.Node) error {
 				return nil
 			}
 			now := c.env.Now()
-			n.Status.Conditions, told, _ = Health(n.Status.Conditions, now.Add(-time.Since(heard)), now)
+			n.Status.Conditions, told, _ = Health(n.Status.Conditions, now.Add(-time.Since(heard)), now, c.grace())
 			return nil
 		})
 		if apierrors.IsNotFound(err) {

@@ -24,17 +24,17 @@ var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 func TestHealth(t *testing.T) {
 	ready := []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}, {Type: "Own", Status: corev1.ConditionTrue}}
-	if out, changed, again := node.Health(ready, noon.Add(-2*time.Second), noon); changed || again != 2*time.Second || len(out) != 2 {
+	if out, changed, again := node.Health(ready, noon.Add(-2*time.Second), noon, node.Grace); changed || again != 2*time.Second || len(out) != 2 {
 		t.Errorf("heard of 2 s ago: %v %v, again in %v", out, changed, again)
 	}
-	out, changed, _ := node.Health(ready, noon.Add(-5*time.Second), noon)
+	out, changed, _ := node.Health(ready, noon.Add(-5*time.Second), noon, node.Grace)
 	if !changed || out[0].Status != corev1.ConditionUnknown || out[0].Reason != "NodeStatusUnknown" || out[1].Status != corev1.ConditionTrue || len(out) != 5 {
 		t.Errorf("silent for 5 s: %v", out)
 	}
 	if ready[0].Status != corev1.ConditionTrue {
 		t.Error("the argument was changed")
 	}
-	if _, changed, _ := node.Health(out, noon.Add(-time.Minute), noon); changed {
+	if _, changed, _ := node.Health(out, noon.Add(-time.Minute), noon, node.Grace); changed {
 		t.Error("changed again")
 	}
 }
@@ -145,7 +145,7 @@ func newFleet(t *testing.T, devices int) *fleet {
 			return at, true
 		}
 		return time.Now(), true
-	})
+	}, nil)
 	go func() {
 		done <- run(ctx, loop.Env{Registry: f.reg, Events: recorder.New(f.reg, "test", "", nil), Logger: slog.New(slog.DiscardHandler), Now: time.Now})
 	}()

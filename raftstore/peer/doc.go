@@ -24,7 +24,7 @@
 // 2 snapshot, 3 call), cluster, from, to (uint64 LE each), the dialler's own
 // URLs separated by newlines. The answer is welcome: a byte, 0 to go on, else
 // why not. On a stream the listener sends nothing but an ack frame, at most one
-// a second and only after something arrived: a dialler that waits 3 s for one
+// in 2 s ([Transport.SetAcks]) and only after something arrived: a dialler that waits 3 s for one
 // dials again, where TCP would take minutes to notice. Its connection's goroutine
 // sends it, so that a member whose disk hangs is still heard of.
 //

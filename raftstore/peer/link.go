@@ -16,10 +16,12 @@ import (
 )
 
 const (
-	maxUrgent     = 512
-	maxBulk       = 4096
-	maxBulkBytes  = 8 << 20
-	ackInterval   = time.Second
+	maxUrgent    = 512
+	maxBulk      = 4096
+	maxBulkBytes = 8 << 20
+	// ackInterval is how often what arrives is acknowledged, if no other was set: a
+	// member whose disk hangs is heard of by that alone, and each costs a packet.
+	ackInterval   = 2 * time.Second
 	ackTimeout    = 3 * time.Second
 	dialTimeout   = 2 * time.Second
 	writeTimeout  = 5 * time.Second
@@ -241,7 +243,8 @@ func (l *link) run(ctx context.Context) {
 // watch is the acks' side of a connection.
 type watch struct {
 	conn  net.Conn
-	heard func() // told of each ack
+	every time.Duration // an ack is due
+	heard func()        // told of each
 
 	mu      sync.Mutex
 	lastAck time.Time // guarded by mu
@@ -252,7 +255,7 @@ type watch struct {
 func (w *watch) sent() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.waiting || time.Since(w.lastAck) < ackInterval {
+	if w.waiting || time.Since(w.lastAck) < w.every {
 		return nil
 	}
 	w.waiting = true
@@ -280,7 +283,7 @@ func (w *watch) run() {
 
 // serve sends until the connection breaks or ctx ends.
 func (l *link) serve(ctx context.Context, conn net.Conn) {
-	w := &watch{conn: conn, heard: l.hear}
+	w := &watch{conn: conn, every: l.t.acks(), heard: l.hear}
 	var acks sync.WaitGroup
 	ended := make(chan struct{})
 	acks.Go(func() { defer close(ended); w.run() })

@@ -27,12 +27,21 @@ type recorder struct {
 	snapshotErr error
 	hold        chan struct{} // if set, a snapshot is read when it is closed
 	gone        map[uint64]bool
+	full        atomic.Bool // it takes no message
 }
 
-func (r *recorder) Receive(_ context.Context, m *raftpb.Message) {
+func (r *recorder) Receive(ctx context.Context, m *raftpb.Message, patience time.Duration) bool {
+	if r.full.Load() {
+		select {
+		case <-ctx.Done():
+		case <-time.After(patience):
+		}
+		return false
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.got = append(r.got, m)
+	return true
 }
 
 func (r *recorder) Call(_ context.Context, from uint64, method byte, body []byte) ([]byte, error) {
@@ -202,6 +211,24 @@ func TestMessagesAndCalls(t *testing.T) {
 	if _, err := a.Call(ctx, 3, 1, nil); err == nil {
 		t.Error("called who is not a member")
 	}
+}
+
+// TestFullMemberIsHeard: a member that takes no message any more, since its disk
+// hangs, says all the time that it is there.
+func TestFullMemberIsHeard(t *testing.T) {
+	a, b, _, rb, _ := pair(t, nil)
+	a.SetAcks(10 * time.Millisecond)
+	b.SetAcks(10 * time.Millisecond)
+	a.Send([]*raftpb.Message{message(raftpb.MsgHeartbeat, 1, 0)})
+	eventually(t, "the first message", func() bool { return rb.count() == 1 })
+	rb.full.Store(true)
+	a.Send([]*raftpb.Message{message(raftpb.MsgHeartbeat, 2, 0)})
+	for range 3 {
+		last := a.Heard(2)
+		eventually(t, "a sign of life", func() bool { return a.Heard(2).After(last) })
+	}
+	rb.full.Store(false)
+	eventually(t, "the second message", func() bool { return rb.count() >= 2 })
 }
 
 // TestUrgentOvertakes: a heartbeat does not wait for what is queued before it.

@@ -33,8 +33,9 @@ const (
 // Handler takes what other members send. Its methods are called from the
 // connections' goroutines.
 type Handler interface {
-	// Receive takes a message. It may wait, and the sender waits with it.
-	Receive(ctx context.Context, m *raftpb.Message)
+	// Receive takes a message. It may wait, and the sender waits with it: after
+	// patience it reports false, and is asked again.
+	Receive(ctx context.Context, m *raftpb.Message, patience time.Duration) bool
 	// Call answers a call; from is 0 for who is not a member.
 	Call(ctx context.Context, from uint64, method byte, body []byte) ([]byte, error)
 	// Snapshot takes a snapshot that m announces and r holds; it must read all
@@ -77,6 +78,7 @@ type Transport struct {
 	born    time.Time
 	// lateHeartbeats counts those that found no room.
 	lateHeartbeats atomic.Uint64
+	ackEvery       atomic.Int64 // nanoseconds, 0 for ackInterval
 
 	mu sync.Mutex
 	// guarded by mu
@@ -517,27 +519,34 @@ func (t *Transport) stream(conn net.Conn, from uint64) {
 		if err != nil {
 			return
 		}
-		now := time.Now()
 		if l := t.link(from); l != nil {
 			l.hear()
 		}
-		if now.Sub(acked) >= ackInterval {
+		ack := func() error {
+			now := time.Now()
+			if now.Sub(acked) < t.acks() {
+				return nil
+			}
 			acked = now
-			if conn.SetWriteDeadline(now.Add(writeTimeout)) != nil {
-				return
+			if err := conn.SetWriteDeadline(now.Add(writeTimeout)); err != nil {
+				return err
 			}
-			if _, err := conn.Write(frame(nil, kindAck, nil)); err != nil {
-				return
-			}
+			_, err := conn.Write(frame(nil, kindAck, nil))
+			return err
 		}
-		if err := t.dispatch(from, kind, payload); err != nil {
+		if ack() != nil {
+			return
+		}
+		if err := t.dispatch(from, kind, payload, ack); err != nil {
 			t.log.Warn("a connection of a member was dropped", "member", fmt.Sprintf("%x", from), "err", err)
 			return
 		}
 	}
 }
 
-func (t *Transport) dispatch(from uint64, kind byte, payload []byte) error {
+// dispatch hands over what arrived. While it waits, ack tells the sender that this
+// member is there: a disk that hangs under load holds up everything else.
+func (t *Transport) dispatch(from uint64, kind byte, payload []byte, ack func() error) error {
 	switch kind {
 	case kindMessage:
 		m := new(raftpb.Message)
@@ -547,7 +556,11 @@ func (t *Transport) dispatch(from uint64, kind byte, payload []byte) error {
 		if m.GetFrom() != from && m.GetType() != raftpb.MsgProp && m.GetType() != raftpb.MsgReadIndex || m.GetType() == raftpb.MsgSnap {
 			return fmt.Errorf("%w: message of type %v in the name of %x", ErrFrame, m.GetType(), m.GetFrom())
 		}
-		t.handler.Receive(t.ctx, m)
+		for !t.handler.Receive(t.ctx, m, t.acks()) && t.ctx.Err() == nil {
+			if err := ack(); err != nil {
+				return err
+			}
+		}
 	case kindCall:
 		c, err := decodeCall(payload)
 		if err != nil {

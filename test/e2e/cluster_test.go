@@ -23,9 +23,18 @@ func newCluster(t *testing.T, n int, flags ...string) []*harness.Device {
 // newClusterOf is newCluster with something done to each device before it starts.
 func newClusterOf(t *testing.T, n int, prepare func(*harness.Device), flags ...string) []*harness.Device {
 	t.Helper()
+	return newClusterWith(t, n, func(sw *harness.Switch, i int, flags ...string) *harness.Device {
+		d := harness.New(t, sw, i, flags...)
+		prepare(d)
+		return d
+	}, flags...)
+}
+
+// newClusterWith is newCluster of devices that build makes.
+func newClusterWith(t *testing.T, n int, build func(sw *harness.Switch, i int, flags ...string) *harness.Device, flags ...string) []*harness.Device {
+	t.Helper()
 	sw := harness.NewSwitch(t)
-	devices := []*harness.Device{harness.New(t, sw, 1, flags...)}
-	prepare(devices[0])
+	devices := []*harness.Device{build(sw, 1, flags...)}
 	devices[0].Start()
 	devices[0].WaitReady()
 	token, err := devices[0].Edged("token", "create", "--run-dir", devices[0].RunDir())
@@ -35,8 +44,7 @@ func newClusterOf(t *testing.T, n int, prepare func(*harness.Device), flags ...s
 	for i := 2; i <= n; i++ {
 		// An address where nobody is, first.
 		join := []string{"--join", "10.99.0.250:6443," + devices[0].Addr.String() + ":6443", "--token", strings.TrimSpace(token)}
-		d := harness.New(t, sw, i, append(join, flags...)...)
-		prepare(d)
+		d := build(sw, i, append(join, flags...)...)
 		d.Start()
 		devices = append(devices, d)
 	}

@@ -52,6 +52,7 @@ type Device struct {
 	mac    net.HardwareAddr
 	loop   string // of a disk of its own, such as "loop0"
 	clock  bool   // SetClock was called
+	frozen bool
 }
 
 // Edged is the binary under test.
@@ -299,6 +300,9 @@ func (d *Device) PowerOff() {
 }
 
 func (d *Device) discard() {
+	if d.frozen {
+		d.Thaw()
+	}
 	d.PowerOff()
 	if d.loop != "" {
 		if out, err := exec.Command("umount", d.DataDir()).CombinedOutput(); err != nil {

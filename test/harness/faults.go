@@ -3,9 +3,37 @@ package harness
 import (
 	"fmt"
 	"net/netip"
+	"os"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
+
+// From linux/fs.h.
+const (
+	fiFreeze = 0xc0045877
+	fiThaw   = 0xc0045878
+)
+
+// Freeze makes the disk of a device of NewOnDisk hang: whoever writes waits until
+// Thaw, which the test's end does too.
+func (d *Device) Freeze() { d.tb.Helper(); d.freezing("make its disk hang", fiFreeze) }
+
+// Thaw has the disk go on.
+func (d *Device) Thaw() { d.tb.Helper(); d.freezing("have its disk go on", fiThaw) }
+
+func (d *Device) freezing(what string, request uint) {
+	d.tb.Helper()
+	f, err := os.Open(d.DataDir())
+	if err == nil {
+		err = unix.IoctlSetInt(int(f.Fd()), request, 0)
+		f.Close()
+	}
+	if err != nil {
+		d.tb.Fatalf("%s: %s: %v", d.Name, what, err)
+	}
+	d.frozen = request == fiFreeze
+}
 
 // onPort does something to a device's port of its switch.
 func (d *Device) onPort(what string, f func(port netlink.Link) error) {
