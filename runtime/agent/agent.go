@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
@@ -86,6 +87,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer registry.For[*corev1.Secret](a.cfg.Registry).Subscribe(func(e registry.Event[*corev1.Secret]) {
 		a.objectChanged(e.Object.Namespace, func(p *corev1.Pod) bool { return usesSecret(p, e.Object.Name) })
 	})()
+	defer registry.For[*certificatesv1.ClusterTrustBundle](a.cfg.Registry).Subscribe(func(e registry.Event[*certificatesv1.ClusterTrustBundle]) {
+		a.objectChanged("", func(p *corev1.Pod) bool { return usesTrustBundle(p, e.Object) })
+	})()
 	for {
 		a.feed(ctx, &wg)
 		select {
@@ -115,12 +119,13 @@ func (a *Agent) podChanged(e registry.Event[*corev1.Pod]) {
 	}
 }
 
-// objectChanged has the Pods that use an object look again.
+// objectChanged has the Pods that use an object look again; ns is empty for one that
+// is in no namespace.
 func (a *Agent) objectChanged(ns string, uses func(*corev1.Pod) bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, w := range a.workers {
-		if w.pod.Namespace == ns && uses(w.pod) {
+		if (ns == "" || w.pod.Namespace == ns) && uses(w.pod) {
 			w.Retry()
 		}
 	}

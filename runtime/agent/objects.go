@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 
 	"edged/apiserver/registry"
@@ -21,6 +22,7 @@ type Objects struct {
 	secrets    registry.Client[*corev1.Secret]
 	services   registry.Client[*corev1.Service]
 	nodes      registry.Client[*corev1.Node]
+	bundles    registry.Client[*certificatesv1.ClusterTrustBundle]
 	node       string
 }
 
@@ -28,7 +30,7 @@ type Objects struct {
 func NewObjects(r *registry.Registry, node string) *Objects {
 	return &Objects{
 		registry.For[*corev1.ConfigMap](r), registry.For[*corev1.Secret](r), registry.For[*corev1.Service](r),
-		registry.For[*corev1.Node](r), node,
+		registry.For[*corev1.Node](r), registry.For[*certificatesv1.ClusterTrustBundle](r), node,
 	}
 }
 
@@ -39,6 +41,16 @@ func (o *Objects) ConfigMap(ns, name string) (*corev1.ConfigMap, bool) {
 
 // Secret returns a Secret; it is shared.
 func (o *Objects) Secret(ns, name string) (*corev1.Secret, bool) { return o.secrets.Get(ns, name) }
+
+// ClusterTrustBundle returns a ClusterTrustBundle; it is shared.
+func (o *Objects) ClusterTrustBundle(name string) (*certificatesv1.ClusterTrustBundle, bool) {
+	return o.bundles.Get("", name)
+}
+
+// ClusterTrustBundles lists all; they are shared.
+func (o *Objects) ClusterTrustBundles() []*certificatesv1.ClusterTrustBundle {
+	return o.bundles.List("")
+}
 
 // Services lists a namespace's Services; they are shared.
 func (o *Objects) Services(ns string) []*corev1.Service { return o.services.List(ns) }
@@ -186,6 +198,21 @@ func usesSecret(p *corev1.Pod, name string) bool {
 	return envUses(p, func(e *corev1.EnvVarSource) bool {
 		return e.SecretKeyRef != nil && e.SecretKeyRef.Name == name
 	}, func(e corev1.EnvFromSource) bool { return e.SecretRef != nil && e.SecretRef.Name == name })
+}
+
+// usesTrustBundle tells whether a change of the ClusterTrustBundle may concern the
+// Pod. Labels do not matter: by a change of them it may have been chosen before.
+func usesTrustBundle(p *corev1.Pod, b *certificatesv1.ClusterTrustBundle) bool {
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		if v.Projected != nil && slices.ContainsFunc(v.Projected.Sources, func(s corev1.VolumeProjection) bool {
+			c := s.ClusterTrustBundle
+			return c != nil && (c.Name != nil && *c.Name == b.Name || c.SignerName != nil && *c.SignerName == b.Spec.SignerName)
+		}) {
+			return true
+		}
+	}
+	return false
 }
 
 func envUses(p *corev1.Pod, from func(*corev1.EnvVarSource) bool, all func(corev1.EnvFromSource) bool) bool {

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -22,6 +23,9 @@ import (
 type Objects interface {
 	ConfigMap(namespace, name string) (*corev1.ConfigMap, bool)
 	Secret(namespace, name string) (*corev1.Secret, bool)
+	ClusterTrustBundle(name string) (*certificatesv1.ClusterTrustBundle, bool)
+	// ClusterTrustBundles lists all; the list is the caller's, what it holds is not.
+	ClusterTrustBundles() []*certificatesv1.ClusterTrustBundle
 	// Allocatable is what this device can give to Pods.
 	Allocatable() corev1.ResourceList
 }

@@ -141,6 +141,8 @@ func (m *Manager) projected(ctx context.Context, pod *corev1.Pod, s *corev1.Proj
 			if !next.IsZero() && (again.IsZero() || next.Before(again)) {
 				again = next
 			}
+		case src.ClusterTrustBundle != nil:
+			err = m.trustBundle(pod, src.ClusterTrustBundle, def, p)
 		default:
 			err = errors.New("unsupported projected volume source")
 		}
@@ -185,8 +187,8 @@ func (m *Manager) token(ctx context.Context, pod *corev1.Pod, s *corev1.ServiceA
 	return renew, nil
 }
 
-// tokenAccess lets nobody but the Pod read its token, as the kubelet does: it is of
-// the user that all its containers run as, if that is said, or of its fsGroup.
+// tokenAccess lets nobody but the Pod read its token, as the kubelet does (and so it
+// does with trust bundles): it is of the user that all its containers run as, if that is said, or of its fsGroup.
 func tokenAccess(pod *corev1.Pod, def fs.FileMode) (fs.FileMode, *int64) {
 	uid := onlyUser(pod)
 	if sc := pod.Spec.SecurityContext; uid != nil || sc != nil && sc.FSGroup != nil {

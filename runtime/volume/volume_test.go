@@ -6,14 +6,17 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,6 +25,7 @@ import (
 type fakeObjects struct {
 	configMaps map[string]*corev1.ConfigMap
 	secrets    map[string]*corev1.Secret
+	bundles    map[string]*certificatesv1.ClusterTrustBundle
 }
 
 func (f *fakeObjects) ConfigMap(_, name string) (*corev1.ConfigMap, bool) {
@@ -31,6 +35,13 @@ func (f *fakeObjects) ConfigMap(_, name string) (*corev1.ConfigMap, bool) {
 func (f *fakeObjects) Secret(_, name string) (*corev1.Secret, bool) {
 	s, ok := f.secrets[name]
 	return s, ok
+}
+func (f *fakeObjects) ClusterTrustBundle(name string) (*certificatesv1.ClusterTrustBundle, bool) {
+	b, ok := f.bundles[name]
+	return b, ok
+}
+func (f *fakeObjects) ClusterTrustBundles() []*certificatesv1.ClusterTrustBundle {
+	return slices.Collect(maps.Values(f.bundles))
 }
 func (f *fakeObjects) Allocatable() corev1.ResourceList {
 	return corev1.ResourceList{"cpu": resource.MustParse("4"), "memory": resource.MustParse("1Gi")}
@@ -55,7 +66,7 @@ func newManager(t *testing.T) (*Manager, *fakeObjects, *fakeTokens, func(time.Du
 		t.Skip("needs root to mount")
 	}
 	now := time.Unix(1_800_000_000, 0)
-	objects := &fakeObjects{map[string]*corev1.ConfigMap{}, map[string]*corev1.Secret{}}
+	objects := &fakeObjects{configMaps: map[string]*corev1.ConfigMap{}, secrets: map[string]*corev1.Secret{}}
 	tokens := &fakeTokens{now: func() time.Time { return now }}
 	dir := t.TempDir()
 	m, err := New(Config{DataDir: dir + "/data", RunDir: dir + "/run", Objects: objects, Tokens: tokens,
@@ -234,9 +245,10 @@ func TestSubPathStaysInside(t *testing.T) {
 	}
 }
 
-// A token is its Pod's alone, if it is known as whom that runs.
+// A token is its Pod's alone, if it is known as whom that runs; so is a trust bundle.
 func TestTokenAccess(t *testing.T) {
 	uid, other, gid, life := int64(4321), int64(1), int64(5432), int64(3600)
+	none, optional := "none", true
 	user := func(id *int64) *corev1.SecurityContext { return &corev1.SecurityContext{RunAsUser: id} }
 	for _, c := range []struct {
 		name       string
@@ -260,20 +272,23 @@ func TestTokenAccess(t *testing.T) {
 	} {
 		m, _, _, _ := newManager(t)
 		p := pod(corev1.Volume{Name: "t", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
-			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token", ExpirationSeconds: &life}}}}}})
+			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token", ExpirationSeconds: &life}},
+			{ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{Path: "ca", Name: &none, Optional: &optional}}}}}})
 		p.Spec.Containers = []corev1.Container{{}}
 		c.edit(&p.Spec)
 		paths, _, err := m.Setup(context.Background(), p)
 		if err != nil {
 			t.Fatal(err)
 		}
-		fi, err := os.Stat(paths["t"] + "/token")
-		if err != nil {
-			t.Fatal(err)
-		}
-		st := fi.Sys().(*syscall.Stat_t)
-		if fi.Mode() != c.mode || st.Uid != c.owner || st.Gid != c.grp {
-			t.Errorf("%s: %v of %d:%d, want %v of %d:%d", c.name, fi.Mode(), st.Uid, st.Gid, c.mode, c.owner, c.grp)
+		for _, name := range []string{"token", "ca"} {
+			fi, err := os.Stat(filepath.Join(paths["t"], name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			st := fi.Sys().(*syscall.Stat_t)
+			if fi.Mode() != c.mode || st.Uid != c.owner || st.Gid != c.grp {
+				t.Errorf("%s: %s has %v of %d:%d, want %v of %d:%d", c.name, name, fi.Mode(), st.Uid, st.Gid, c.mode, c.owner, c.grp)
+			}
 		}
 	}
 }
