@@ -49,6 +49,7 @@ import (
 	"edged/controller/loop"
 	"edged/controller/namespace"
 	"edged/controller/node"
+	"edged/controller/podcertificate"
 	"edged/controller/podgc"
 	"edged/controller/replicaset"
 	"edged/controller/replicationcontroller"
@@ -96,6 +97,7 @@ func controllers(cfg Config) map[string]loop.Run {
 		"gc":                     gc.Run,
 		"job":                    job.Run,
 		"node":                   node.Run(cfg.Liveness, cfg.Grace),
+		"podcertificate":         podcertificate.Run,
 		"podgc":                  podgc.Run,
 		"namespace":              namespace.Run,
 		"replicaset":             replicaset.Run,

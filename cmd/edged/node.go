@@ -13,8 +13,11 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
 
+	"edged/apiserver/registry"
 	"edged/apiserver/registry/recorder"
 	"edged/internal/netns"
 	"edged/net/bridge"
@@ -256,7 +259,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw po
 	share := d.openShare()
 	objects := agent.NewObjects(d.registry, c.nodeName)
 	volumes, err := volume.New(volume.Config{
-		DataDir: p.podData(), RunDir: p.podRun(), Objects: objects, Tokens: tokens{d}, Images: d.engine, Now: d.clock.Now, Logger: d.log,
+		DataDir: p.podData(), RunDir: p.podRun(), Objects: objects, Tokens: tokens{d}, Certificates: certificates{d}, Images: d.engine, Now: d.clock.Now, Logger: d.log,
 	})
 	if err != nil {
 		return err
@@ -342,6 +345,17 @@ func (t tokens) RequestToken(ctx context.Context, ns, account string, req *authe
 		req.Spec.ExpirationSeconds = &hour
 	}
 	return t.d.access.tokens.TokenRequest(ctx, ns, account, req)
+}
+
+// certificates asks for certificates for Pods of this device, as its kubelet does: as
+// the device's own user, whom admission lets ask for its Pods only.
+type certificates struct{ d *device }
+
+func (c certificates) RequestPodCertificate(ctx context.Context, req *certificatesv1.PodCertificateRequest) (*certificatesv1.PodCertificateRequest, error) {
+	ctx = registry.WithUser(ctx, &user.DefaultInfo{
+		Name: "system:node:" + c.d.cfg.nodeName, Groups: []string{user.NodesGroup, user.AllAuthenticated},
+	})
+	return registry.For[*certificatesv1.PodCertificateRequest](c.d.registry).Create(ctx, req)
 }
 
 // keepers remove what Pods left that are not on this device any more.

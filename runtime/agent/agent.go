@@ -90,6 +90,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer registry.For[*certificatesv1.ClusterTrustBundle](a.cfg.Registry).Subscribe(func(e registry.Event[*certificatesv1.ClusterTrustBundle]) {
 		a.objectChanged("", func(p *corev1.Pod) bool { return usesTrustBundle(p, e.Object) })
 	})()
+	defer registry.For[*certificatesv1.PodCertificateRequest](a.cfg.Registry).Subscribe(func(e registry.Event[*certificatesv1.PodCertificateRequest]) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if w := a.workers[string(e.Object.Spec.PodUID)]; w != nil {
+			w.Retry()
+		}
+	})()
 	for {
 		a.feed(ctx, &wg)
 		select {

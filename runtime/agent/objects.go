@@ -23,6 +23,8 @@ type Objects struct {
 	services   registry.Client[*corev1.Service]
 	nodes      registry.Client[*corev1.Node]
 	bundles    registry.Client[*certificatesv1.ClusterTrustBundle]
+	requests   registry.Client[*certificatesv1.PodCertificateRequest]
+	accounts   registry.Client[*corev1.ServiceAccount]
 	node       string
 }
 
@@ -30,7 +32,8 @@ type Objects struct {
 func NewObjects(r *registry.Registry, node string) *Objects {
 	return &Objects{
 		registry.For[*corev1.ConfigMap](r), registry.For[*corev1.Secret](r), registry.For[*corev1.Service](r),
-		registry.For[*corev1.Node](r), registry.For[*certificatesv1.ClusterTrustBundle](r), node,
+		registry.For[*corev1.Node](r), registry.For[*certificatesv1.ClusterTrustBundle](r),
+		registry.For[*certificatesv1.PodCertificateRequest](r), registry.For[*corev1.ServiceAccount](r), node,
 	}
 }
 
@@ -51,6 +54,19 @@ func (o *Objects) ClusterTrustBundle(name string) (*certificatesv1.ClusterTrustB
 func (o *Objects) ClusterTrustBundles() []*certificatesv1.ClusterTrustBundle {
 	return o.bundles.List("")
 }
+
+// PodCertificateRequest returns a PodCertificateRequest; it is shared.
+func (o *Objects) PodCertificateRequest(ns, name string) (*certificatesv1.PodCertificateRequest, bool) {
+	return o.requests.Get(ns, name)
+}
+
+// ServiceAccount returns a ServiceAccount; it is shared.
+func (o *Objects) ServiceAccount(ns, name string) (*corev1.ServiceAccount, bool) {
+	return o.accounts.Get(ns, name)
+}
+
+// Node returns this device's Node; it is shared.
+func (o *Objects) Node() (*corev1.Node, bool) { return o.nodes.Get("", o.node) }
 
 // Services lists a namespace's Services; they are shared.
 func (o *Objects) Services(ns string) []*corev1.Service { return o.services.List(ns) }

@@ -10,7 +10,9 @@
 //
 // Where. What a Pod may write (emptyDir) is below the data-dir. What edged can
 // make again (configMap, secret, downwardAPI, projected) is below the run-dir,
-// on a tmpfs: it costs no writes to flash, and no Secret ever reaches the card.
+// on a tmpfs: it costs no writes to flash, and no Secret ever reaches the card. So
+// are the keys of Pods' certificates, with what is known of them, one file for each
+// source: a daemon that starts asks no signer again, a device that starts does.
 //
 // Promise: such content changes atomically. A volume's files are links into
 // "..data", itself a link to a folder with a time in its name, which is replaced

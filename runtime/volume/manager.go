@@ -26,6 +26,10 @@ type Objects interface {
 	ClusterTrustBundle(name string) (*certificatesv1.ClusterTrustBundle, bool)
 	// ClusterTrustBundles lists all; the list is the caller's, what it holds is not.
 	ClusterTrustBundles() []*certificatesv1.ClusterTrustBundle
+	PodCertificateRequest(namespace, name string) (*certificatesv1.PodCertificateRequest, bool)
+	ServiceAccount(namespace, name string) (*corev1.ServiceAccount, bool)
+	// Node is this device's.
+	Node() (*corev1.Node, bool)
 	// Allocatable is what this device can give to Pods.
 	Allocatable() corev1.ResourceList
 }
@@ -33,6 +37,12 @@ type Objects interface {
 // Tokens makes ServiceAccount tokens.
 type Tokens interface {
 	RequestToken(ctx context.Context, namespace, account string, req *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error)
+}
+
+// Certificates asks signers for certificates of Pods.
+type Certificates interface {
+	// RequestPodCertificate creates req, as this device, and returns it as stored.
+	RequestPodCertificate(ctx context.Context, req *certificatesv1.PodCertificateRequest) (*certificatesv1.PodCertificateRequest, error)
 }
 
 // Images mounts images as read-only volumes.
@@ -48,6 +58,7 @@ type Config struct {
 	DataDir, RunDir string
 	Objects         Objects
 	Tokens          Tokens
+	Certificates    Certificates
 	Images          Images
 	Now             func() time.Time
 	Logger          *slog.Logger
@@ -136,7 +147,7 @@ func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) 
 	case v.Projected != nil:
 		path = filled("projected")
 		var p payload
-		if p, again, err = m.projected(ctx, pod, v.Projected, path); err == nil {
+		if p, again, err = m.projected(ctx, pod, v.Name, v.Projected, path); err == nil {
 			err = p.write(path, fsGroup(pod))
 		}
 	case v.Image != nil:
@@ -335,7 +346,7 @@ func (m *Manager) Release(ctx context.Context, uid string) error {
 			}
 		}
 	}
-	for _, dir := range []string{filepath.Join(run, "volumes"), filepath.Join(run, "subpaths"), data} {
+	for _, dir := range []string{filepath.Join(run, "volumes"), filepath.Join(run, "subpaths"), filepath.Join(run, certificatesDir), data} {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("remove a Pod's volumes: %w", err)
 		}

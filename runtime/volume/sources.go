@@ -124,10 +124,11 @@ func (m *Manager) downward(pod *corev1.Pod, files []corev1.DownwardAPIVolumeFile
 	return nil
 }
 
-func (m *Manager) projected(ctx context.Context, pod *corev1.Pod, s *corev1.ProjectedVolumeSource, dir string) (p payload, again time.Time, err error) {
+func (m *Manager) projected(ctx context.Context, pod *corev1.Pod, volume string, s *corev1.ProjectedVolumeSource, dir string) (p payload, again time.Time, err error) {
 	p = payload{}
 	def := mode(s.DefaultMode)
-	for _, src := range s.Sources {
+	for i, src := range s.Sources {
+		var next time.Time
 		switch {
 		case src.ConfigMap != nil:
 			err = m.configMap(pod.Namespace, src.ConfigMap, def, p)
@@ -136,11 +137,9 @@ func (m *Manager) projected(ctx context.Context, pod *corev1.Pod, s *corev1.Proj
 		case src.DownwardAPI != nil:
 			err = m.downward(pod, src.DownwardAPI.Items, def, p)
 		case src.ServiceAccountToken != nil:
-			var next time.Time
 			next, err = m.token(ctx, pod, src.ServiceAccountToken, def, dir, p)
-			if !next.IsZero() && (again.IsZero() || next.Before(again)) {
-				again = next
-			}
+		case src.PodCertificate != nil:
+			next, err = m.podCertificate(ctx, pod, volume, i, src.PodCertificate, def, p)
 		case src.ClusterTrustBundle != nil:
 			err = m.trustBundle(pod, src.ClusterTrustBundle, def, p)
 		default:
@@ -148,6 +147,9 @@ func (m *Manager) projected(ctx context.Context, pod *corev1.Pod, s *corev1.Proj
 		}
 		if err != nil {
 			return nil, again, err
+		}
+		if !next.IsZero() && (again.IsZero() || next.Before(again)) {
+			again = next
 		}
 	}
 	return p, again, nil
@@ -188,7 +190,7 @@ func (m *Manager) token(ctx context.Context, pod *corev1.Pod, s *corev1.ServiceA
 }
 
 // tokenAccess lets nobody but the Pod read its token, as the kubelet does (and so it
-// does with trust bundles): it is of the user that all its containers run as, if that is said, or of its fsGroup.
+// does with trust bundles and certificates): it is of the user that all its containers run as, if that is said, or of its fsGroup.
 func tokenAccess(pod *corev1.Pod, def fs.FileMode) (fs.FileMode, *int64) {
 	uid := onlyUser(pod)
 	if sc := pod.Spec.SecurityContext; uid != nil || sc != nil && sc.FSGroup != nil {

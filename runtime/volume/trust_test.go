@@ -15,8 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// certificate is PEM of what is no certificate: a volume has no opinion on that.
-func certificate(der string, headers map[string]string) string {
+// certPEM is PEM of what is no certificate: a volume has no opinion on that.
+func certPEM(der string, headers map[string]string) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Headers: headers, Bytes: []byte(der)}))
 }
 
@@ -86,12 +86,12 @@ func TestTrustBundleSelection(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			m, objects, _, _ := newManager(t)
 			objects.bundles = map[string]*certificatesv1.ClusterTrustBundle{
-				named:    bundle("", "true", "what precedes\n"+certificate("p", map[string]string{"h": "v"})),
-				"one-1":  bundle(one, "true", certificate("k", nil)+certificate("l", nil)+certificate("k", map[string]string{"h": "v"})),
-				"one-2":  bundle(one, "true", certificate("l", nil)),
-				"one-3":  bundle(one, "false", certificate("d", nil)),
-				"two-1":  bundle(two, "", certificate("o", nil)),
-				"two-0x": bundle(two, "false", certificate("o", nil)),
+				named:    bundle("", "true", "what precedes\n"+certPEM("p", map[string]string{"h": "v"})),
+				"one-1":  bundle(one, "true", certPEM("k", nil)+certPEM("l", nil)+certPEM("k", map[string]string{"h": "v"})),
+				"one-2":  bundle(one, "true", certPEM("l", nil)),
+				"one-3":  bundle(one, "false", certPEM("d", nil)),
+				"two-1":  bundle(two, "", certPEM("o", nil)),
+				"two-0x": bundle(two, "false", certPEM("o", nil)),
 			}
 			paths, _, err := m.Setup(context.Background(), pod(trustVolume(c.source)))
 			if c.err != "" {
@@ -117,7 +117,7 @@ func TestTrustBundleOrderAndChange(t *testing.T) {
 	m, objects, _, _ := newManager(t)
 	var bundle strings.Builder
 	for c := 'a'; c <= 'z'; c++ {
-		bundle.WriteString(certificate(string(c), nil))
+		bundle.WriteString(certPEM(string(c), nil))
 	}
 	name, ctx := "b", context.Background()
 	set := func(text string) {
@@ -157,8 +157,8 @@ func TestTrustBundleOrderAndChange(t *testing.T) {
 	if other, _ := content(m, "other"); other == first || len(other) != len(first) {
 		t.Errorf("another Pod's order: %q", ders(t, other))
 	}
-	set(certificate("new", nil))
-	if changed, _ := content(m, "one"); changed != certificate("new", nil) {
+	set(certPEM("new", nil))
+	if changed, _ := content(m, "one"); changed != certPEM("new", nil) {
 		t.Errorf("after a change: %q", changed)
 	}
 }

@@ -20,12 +20,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 type fakeObjects struct {
 	configMaps map[string]*corev1.ConfigMap
 	secrets    map[string]*corev1.Secret
 	bundles    map[string]*certificatesv1.ClusterTrustBundle
+	requests   map[string]*certificatesv1.PodCertificateRequest
 }
 
 func (f *fakeObjects) ConfigMap(_, name string) (*corev1.ConfigMap, bool) {
@@ -42,6 +44,16 @@ func (f *fakeObjects) ClusterTrustBundle(name string) (*certificatesv1.ClusterTr
 }
 func (f *fakeObjects) ClusterTrustBundles() []*certificatesv1.ClusterTrustBundle {
 	return slices.Collect(maps.Values(f.bundles))
+}
+func (f *fakeObjects) PodCertificateRequest(_, name string) (*certificatesv1.PodCertificateRequest, bool) {
+	r, ok := f.requests[name]
+	return r, ok
+}
+func (f *fakeObjects) ServiceAccount(ns, name string) (*corev1.ServiceAccount, bool) {
+	return &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID("uid-" + name)}}, name == "robot"
+}
+func (f *fakeObjects) Node() (*corev1.Node, bool) {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "uid-n"}}, true
 }
 func (f *fakeObjects) Allocatable() corev1.ResourceList {
 	return corev1.ResourceList{"cpu": resource.MustParse("4"), "memory": resource.MustParse("1Gi")}
