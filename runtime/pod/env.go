@@ -16,7 +16,10 @@ import (
 
 // Objects are the parts of the cluster's state that containers are made from.
 type Objects interface {
-	volume.Objects
+	ConfigMap(namespace, name string) (*corev1.ConfigMap, bool)
+	Secret(namespace, name string) (*corev1.Secret, bool)
+	// Allocatable is what this device can give to Pods.
+	Allocatable() corev1.ResourceList
 	// Services that containers of a namespace are told of by variables.
 	Services(namespace string) []*corev1.Service
 }
