@@ -58,7 +58,7 @@ test-soak: ## 1000 simulated clusters, and every decoder fuzzed
 
 .PHONY: e2e
 e2e: build kubectl ## end-to-end tests on devices in namespaces
-	go test -count=1 -timeout 20m ./test/e2e/...
+	go test -count=1 -timeout 30m ./test/e2e/...
 
 .PHONY: test
 test: lint unit e2e test-robust-short ## what CI runs
