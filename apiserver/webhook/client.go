@@ -20,6 +20,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/utils/ptr"
 
 	"edged/apiserver/registry"
 )
@@ -41,6 +42,15 @@ type Target struct {
 	// CABundle holds the certificates that the webhook's own is checked by; the
 	// system's if empty.
 	CABundle []byte
+}
+
+// newTarget reads a client configuration, of which Kubernetes has two types with the
+// same fields. A URL goes before a Service.
+func newTarget(caBundle []byte, url *string, namespace, name string, path *string, port *int32) *Target {
+	if url != nil {
+		return &Target{URL: *url, CABundle: caBundle}
+	}
+	return &Target{Namespace: namespace, Name: name, Path: ptr.Deref(path, ""), Port: ptr.Deref(port, 0), CABundle: caBundle}
 }
 
 // Client posts reviews. It keeps connections for a while.

@@ -74,21 +74,10 @@ func (c Converter) Convert(crd *apiextensionsv1.CustomResourceDefinition, objs [
 }
 
 func conversionTarget(c *apiextensionsv1.WebhookClientConfig) *Target {
-	t := &Target{CABundle: c.CABundle}
-	if c.URL != nil {
-		t.URL = *c.URL
-		return t
-	}
 	if s := c.Service; s != nil {
-		t.Namespace, t.Name = s.Namespace, s.Name
-		if s.Path != nil {
-			t.Path = *s.Path
-		}
-		if s.Port != nil {
-			t.Port = *s.Port
-		}
+		return newTarget(c.CABundle, c.URL, s.Namespace, s.Name, s.Path, s.Port)
 	}
-	return t
+	return newTarget(c.CABundle, c.URL, "", "", nil, nil)
 }
 
 // converted checks an answer and reads its objects.

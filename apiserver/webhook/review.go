@@ -79,21 +79,10 @@ func (d *Admission) ask(ctx context.Context, h *hook, w *write, m meaning) (patc
 }
 
 func targetOf(c *v1.WebhookClientConfig) *Target {
-	t := &Target{CABundle: c.CABundle}
-	if c.URL != nil {
-		t.URL = *c.URL
-		return t
-	}
 	if s := c.Service; s != nil {
-		t.Namespace, t.Name = s.Namespace, s.Name
-		if s.Path != nil {
-			t.Path = *s.Path
-		}
-		if s.Port != nil {
-			t.Port = *s.Port
-		}
+		return newTarget(c.CABundle, c.URL, s.Namespace, s.Name, s.Path, s.Port)
 	}
-	return t
+	return newTarget(c.CABundle, c.URL, "", "", nil, nil)
 }
 
 // newReview is the question, in the first version of reviews that the webhook

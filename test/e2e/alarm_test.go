@@ -222,6 +222,20 @@ func quietAt(t *testing.T, all []*harness.Device, metered bool) {
 	}
 }
 
+// sentWithin counts the bytes that devices put on their links while it waits.
+func sentWithin(all []*harness.Device, d time.Duration) (bytes uint64) {
+	count := func() (sum uint64) {
+		for _, d := range all {
+			sent, _ := d.Traffic()
+			sum += sent
+		}
+		return sum
+	}
+	before := count()
+	time.Sleep(d) // what is counted, not a wait
+	return count() - before
+}
+
 // TestMetered: one device that is metered makes all quiet, and the loss of the leader
 // is noticed within a minute; when it is no more, they are as before.
 func TestMetered(t *testing.T) {
@@ -236,27 +250,22 @@ func TestMetered(t *testing.T) {
 		}
 		return nil
 	})
+	usual := sentWithin(all, 10*time.Second)
 	all[2].Stop()
 	all[2].Start("--metered")
 	all[2].WaitReady()
 	quietAt(t, all, true)
 	allReady(t, all[0], 3)
 
-	// What was going on has its time to end; then what is counted is of one minute.
-	time.Sleep(25 * time.Second)
-	sent := map[string]uint64{}
-	for _, d := range all {
-		sent[d.Name], _ = d.Traffic()
-	}
-	time.Sleep(time.Minute)
-	for _, d := range all {
-		now, _ := d.Traffic()
-		day := float64(now-sent[d.Name]) * 24 * 60 / 1e6
-		t.Logf("%s sends %.1f MB a day", d.Name, day)
-		if day > 10 { // twice the budget: a minute is short
-			t.Errorf("%s sends %.1f MB a day", d.Name, day)
+	// How many bytes a day that is, make bench measures.
+	p.eventually(90*time.Second, "the wire to be quiet", func() error {
+		now := sentWithin(all, 10*time.Second)
+		if now > usual/4 {
+			return fmt.Errorf("%d bytes in 10 s, %d before it was metered", now, usual)
 		}
-	}
+		t.Logf("%d bytes in 10 s, %d before it was metered", now, usual)
+		return nil
+	})
 
 	lost := leaderOf(t, all[0], all)
 	others := without(all, lost)
