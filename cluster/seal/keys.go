@@ -466,7 +466,7 @@ type Status struct {
 	Keys []string `json:"keys"`
 	// Missing are those of them that this device does not have.
 	Missing []string `json:"missing,omitempty"`
-	// Devices can read Secrets, Waiting have not been given a key yet.
+	// Devices can read Secrets, Waiting have not been given a key yet; by name.
 	Devices []string `json:"devices"`
 	Waiting []string `json:"waiting,omitempty"`
 }
@@ -491,5 +491,7 @@ func (k *Keys) Status(ctx context.Context) (Status, error) {
 			out.Devices = append(out.Devices, d.Name)
 		}
 	}
+	slices.Sort(out.Devices) // they are recorded in the order of their coming
+	slices.Sort(out.Waiting)
 	return out, nil
 }
