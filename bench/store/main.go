@@ -1,7 +1,11 @@
 // Command store measures `edged store` beside an etcd built from its module, on
 // the same disk in the same run, and prints a table.
 //
-//	go run . -edged ../../bin/edged [-seconds 5] [-kills 30] [-dir folder] [-only puts,reads] [-etcd binary]
+//	go run . -edged ../../bin/edged [-seconds 3] [-rounds 3] [-kills 10] [-dir folder] [-only puts,reads] [-etcd binary]
+//
+// The servers take turns: what a machine does beside changes from minute to minute,
+// so that only loads right after each other compare. Of the rounds of a load the table
+// has the median, and of their ratios the median, the least and the most.
 //
 // Each server has a loop device of its own below -dir, so that bytes and syncs
 // are counted at the block layer; it needs root. The load generator is etcd's
@@ -10,6 +14,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -22,20 +27,11 @@ import (
 	"time"
 )
 
-// row is a line of the table.
-type row struct {
-	what string
-	got  map[string]float64
-	unit string
-	// more is better when set; then the budget is a minimum of edged over etcd.
-	more   bool
-	budget float64
-}
-
 func main() {
 	edged := flag.String("edged", "../../bin/edged", "the edged binary")
 	dir := flag.String("dir", os.TempDir(), "folder on the disk to measure")
-	seconds := flag.Int("seconds", 5, "seconds for each load")
+	seconds := flag.Float64("seconds", 3, "seconds for each load")
+	rounds := flag.Int("rounds", 3, "turns that the servers take at each load")
 	kills := flag.Int("kills", 10, "times to kill the leader of three members")
 	only := flag.String("only", "", "measure these groups of rows alone: "+strings.Join(groupNames(), ", "))
 	etcd := flag.String("etcd", "", "an etcd binary, instead of building one")
@@ -43,7 +39,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	b := bench{seconds: time.Duration(*seconds) * time.Second, kills: *kills, servers: strings.Split(*servers, ",")}
+	b := bench{seconds: time.Duration(*seconds * float64(time.Second)), rounds: *rounds, kills: *kills, servers: strings.Split(*servers, ",")}
 	if *only != "" {
 		b.only = strings.Split(*only, ",")
 	}
@@ -57,12 +53,13 @@ func main() {
 type bench struct {
 	table   table
 	seconds time.Duration // of each load
+	rounds  int           // of each load
 	kills   int
 	only    []string // groups of rows; nil for all
 	servers []string
 }
 
-func (b *bench) run(ctx context.Context, edged, etcd, dir string) error {
+func (b *bench) run(ctx context.Context, edged, etcd, dir string) (err error) {
 	for _, g := range b.only {
 		if !slices.Contains(groupNames(), g) {
 			return fmt.Errorf("-only %s: want %s", g, strings.Join(groupNames(), ", "))
@@ -85,50 +82,46 @@ func (b *bench) run(ctx context.Context, edged, etcd, dir string) error {
 		return err
 	}
 	binaries := map[string][]string{"etcd": {etcd}, "edged": {edged, "store"}}
-	for _, name := range b.servers {
-		disk, err := newDisk(filepath.Join(work, name+".img"), filepath.Join(work, name+".mnt"))
+	var all []*server
+	defer func() {
+		for _, s := range all {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	for i, name := range b.servers {
+		d, err := newDisk(filepath.Join(work, name+".img"), filepath.Join(work, name+".mnt"))
 		if err != nil {
 			return err
 		}
-		err = b.measure(ctx, &server{name: name, binary: binaries[name], disk: disk})
-		if cerr := disk.close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
+		s := &server{name: name, binary: binaries[name], disk: d, port: 32379 + 1000*i}
+		all = append(all, s)
+		if err := s.open(ctx); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	for _, g := range groups {
+		if b.only == nil || slices.Contains(b.only, g.name) {
+			if err := b.turns(ctx, g, all); err != nil {
+				return fmt.Errorf("%s: %w", g.name, err)
+			}
 		}
 	}
 	b.table.print(os.Stdout)
 	return nil
 }
 
-type table struct{ rows []*row }
-
-func (t *table) add(name, what, unit string, more bool, budget, value float64) {
-	for _, r := range t.rows {
-		if r.what == what {
-			r.got[name] = value
-			return
-		}
+// turns measures a group of rows, the servers taking turns.
+func (b *bench) turns(ctx context.Context, g group, servers []*server) error {
+	rounds := 1
+	if g.load {
+		rounds = b.rounds
 	}
-	t.rows = append(t.rows, &row{what, map[string]float64{name: value}, unit, more, budget})
-}
-
-func (t *table) print(w *os.File) {
-	fmt.Fprintf(w, "| %-52s | %10s | %10s | %-6s | %8s | budget |\n|---|---|---|---|---|---|\n", "what", "etcd", "edged", "unit", "ratio")
-	for _, r := range t.rows {
-		a, b := r.got["etcd"], r.got["edged"]
-		ratio, verdict := 0.0, ""
-		if a > 0 {
-			ratio = b / a
-		}
-		if r.budget > 0 {
-			ok := ratio <= r.budget
-			if r.more {
-				ok = ratio >= r.budget
+	for range rounds {
+		for _, s := range servers {
+			if err := g.run(b, ctx, s); err != nil {
+				return fmt.Errorf("%s: %w", s.name, err)
 			}
-			verdict = fmt.Sprintf("%.2f %s", r.budget, map[bool]string{true: "ok", false: "MISSED"}[ok])
 		}
-		fmt.Fprintf(w, "| %-52s | %10.1f | %10.1f | %-6s | %8.2f | %s |\n", r.what, a, b, r.unit, ratio, verdict)
 	}
+	return nil
 }

@@ -106,17 +106,27 @@ func ready(ctx context.Context, c *clientv3.Client, since time.Time) (time.Durat
 
 const clientsPerConnection = 50
 
-// load runs f from n clients for d and returns the calls a second. On a busy machine
-// a server may answer some that it took too long; those are told and not counted.
-func load(ctx context.Context, endpoint string, n int, d time.Duration, f func(ctx context.Context, c *clientv3.Client, i int) error) (rate float64, calls int64, err error) {
+// loaded is what a load came to.
+type loaded struct {
+	calls int64
+	rate  float64 // calls a second
+	// server and client are the CPU for a call, in microseconds: where both together
+	// are what the machine has, they are the bound, and nothing else.
+	server, client float64
+}
+
+// load runs f from n clients for d. On a busy machine a server may answer some calls
+// that it took too long; those are told and not counted.
+func load(ctx context.Context, m *member, n int, d time.Duration, f func(ctx context.Context, c *clientv3.Client, i int) error) (loaded, error) {
 	conns := make([]*clientv3.Client, (n+clientsPerConnection-1)/clientsPerConnection)
 	for i := range conns {
-		if conns[i], err = client(endpoint); err != nil {
-			return 0, 0, err
+		var err error
+		if conns[i], err = client(m.endpoint); err != nil {
+			return loaded{}, err
 		}
 		defer conns[i].Close()
 		if _, err := conns[i].Get(ctx, "ready"); err != nil {
-			return 0, 0, err
+			return loaded{}, err
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, d)
@@ -124,7 +134,7 @@ func load(ctx context.Context, endpoint string, n int, d time.Duration, f func(c
 	var done, late atomic.Int64
 	var failed atomic.Value
 	var all sync.WaitGroup
-	begin := time.Now()
+	begin, server, own := time.Now(), m.cpu(), ownCPU()
 	for i := range n {
 		all.Go(func() {
 			for k := 0; ctx.Err() == nil; k++ {
@@ -142,13 +152,26 @@ func load(ctx context.Context, endpoint string, n int, d time.Duration, f func(c
 		})
 	}
 	all.Wait()
+	took := time.Since(begin)
+	server, own = m.cpu()-server, ownCPU()-own
 	if err, ok := failed.Load().(error); ok {
-		return 0, 0, err
+		return loaded{}, err
 	}
 	if n := late.Load(); n > 0 {
-		fmt.Fprintf(os.Stderr, "bench/store: %s: %d of %d calls took the server too long\n", endpoint, n, n+done.Load())
+		fmt.Fprintf(os.Stderr, "bench/store: %s: %d of %d calls took the server too long\n", m.endpoint, n, n+done.Load())
 	}
-	return float64(done.Load()) / time.Since(begin).Seconds(), done.Load(), nil
+	calls := done.Load()
+	each := func(d time.Duration) float64 { return d.Seconds() * 1e6 / float64(max(calls, 1)) }
+	return loaded{calls, float64(calls) / took.Seconds(), each(server), each(own)}, nil
+}
+
+// ownCPU is how long this process has computed.
+func ownCPU() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func key(i int) string { return fmt.Sprintf("%08d", i%100_000) }
@@ -158,17 +181,23 @@ type server struct {
 	name   string
 	binary []string
 	disk   *disk
+	port   int
 	m      *member // alone in its cluster
 	client *clientv3.Client
 }
 
-// groups are the rows, in the order of the table.
-var groups = []struct {
+// group is a group of rows.
+type group struct {
 	name string
+	load bool // the servers take several turns
 	run  func(*bench, context.Context, *server) error
-}{
-	{"empty", (*bench).empty}, {"puts", (*bench).puts}, {"reads", (*bench).reads}, {"watches", (*bench).watches},
-	{"slow", (*bench).slow}, {"sizes", (*bench).sizes}, {"failover", (*bench).failover},
+}
+
+// groups are in the order of the table.
+var groups = []group{
+	{"empty", false, (*bench).empty}, {"puts", true, (*bench).puts}, {"noise", true, (*bench).noise}, {"after", false, (*bench).after},
+	{"reads", true, (*bench).reads}, {"watches", true, (*bench).watches}, {"slow", true, (*bench).slow},
+	{"sizes", false, (*bench).sizes}, {"failover", false, (*bench).failover},
 }
 
 func groupNames() (names []string) {
@@ -178,44 +207,62 @@ func groupNames() (names []string) {
 	return names
 }
 
-func (b *bench) measure(ctx context.Context, s *server) error {
+func (s *server) open(ctx context.Context) error {
 	var err error
-	if s.m, err = start(s.binary, s.disk.mount, "m", 32379, ""); err != nil {
+	if s.m, err = start(s.binary, s.disk.mount, "m", s.port, ""); err != nil {
 		return err
 	}
-	defer func() { s.m.stop(syscall.SIGKILL) }()
 	if s.client, err = client(s.m.endpoint); err != nil {
 		return err
 	}
-	defer s.client.Close()
-	if _, err := ready(ctx, s.client, time.Now()); err != nil {
-		return err
+	_, err = ready(ctx, s.client, time.Now())
+	return err
+}
+
+func (s *server) close() error {
+	if s.m != nil {
+		s.m.stop(syscall.SIGKILL)
 	}
-	for _, g := range groups {
-		if b.only != nil && !slices.Contains(b.only, g.name) {
-			continue
-		}
-		if err := g.run(b, ctx, s); err != nil {
-			return fmt.Errorf("%s: %w", g.name, err)
-		}
+	if s.client != nil {
+		s.client.Close()
 	}
-	return nil
+	return s.disk.close()
 }
 
 func (b *bench) add(s *server, what, unit string, more bool, budget, value float64) {
 	b.table.add(s.name, what, unit, more, budget, value)
 }
 
+// addLoad adds the rows of a load.
+func (b *bench) addLoad(s *server, what string, budget float64, l loaded) {
+	b.add(s, what, "1/s", true, budget, l.rate)
+	b.add(s, what+", the server's CPU for one", "us", false, 0, l.server)
+	b.add(s, what+", the clients' CPU for one", "us", false, 0, l.client)
+}
+
 // settled is how long after a load memory is looked at again.
 const settled = 10 * time.Second
 
 func (b *bench) empty(ctx context.Context, s *server) error {
-	b.add(s, "resident, empty, just started", "MB", false, 0, s.m.rss())
-	time.Sleep(settled)
-	if _, err := s.client.Get(ctx, "ready"); err != nil {
+	m, err := start(s.binary, s.disk.mount, "empty", 31379, "")
+	if err != nil {
 		return err
 	}
-	b.add(s, "resident, empty, after 10 s", "MB", false, 0.5, s.m.rss())
+	defer func() { m.stop(syscall.SIGKILL) }()
+	c, err := client(m.endpoint)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := ready(ctx, c, time.Now()); err != nil {
+		return err
+	}
+	b.add(s, "resident, empty, just started", "MB", false, 0, m.rss())
+	time.Sleep(settled)
+	if _, err := c.Get(ctx, "ready"); err != nil {
+		return err
+	}
+	b.add(s, "resident, empty, after 10 s", "MB", false, 0.5, m.rss())
 	return nil
 }
 
@@ -230,30 +277,21 @@ func (b *bench) puts(ctx context.Context, s *server) error {
 		if err != nil {
 			return err
 		}
-		cpu := s.m.cpu()
-		rate, calls, err := load(ctx, s.m.endpoint, n, b.seconds, put)
+		l, err := load(ctx, s.m, n, b.seconds, put)
 		if err != nil {
 			return err
 		}
-		cpu = s.m.cpu() - cpu
 		syscall.Sync()
 		bytes2, flushes2, err := s.disk.counts()
 		if err != nil {
 			return err
 		}
-		what := map[int]string{1: "1 client", 1000: "1000 clients"}[n]
-		b.add(s, "puts of 256 B, "+what, "1/s", true, 1.5, rate)
-		b.add(s, "the server's CPU per put, "+what, "us", false, 0, cpu.Seconds()*1e6/float64(calls))
-		b.add(s, "bytes to the block layer per put, "+what, "B", false, map[int]float64{1: 0.65, 1000: 0.5}[n], (bytes2-bytes)/float64(calls))
-		b.add(s, "flushes per put, "+what, "", false, 0, (flushes2-flushes)/float64(calls))
+		what := map[int]string{1: "puts of 256 B, 1 client", 1000: "puts of 256 B, 1000 clients"}[n]
+		b.addLoad(s, what, 1.5, l)
+		b.add(s, what+", bytes to the block layer", "B", false, map[int]float64{1: 0.65, 1000: 0.5}[n], (bytes2-bytes)/float64(l.calls))
+		b.add(s, what+", flushes", "", false, 0, (flushes2-flushes)/float64(l.calls))
 	}
-	b.add(s, "resident, after the puts", "MB", false, 0, s.m.rss())
-	time.Sleep(settled)
-	if _, err := s.client.Get(ctx, "ready"); err != nil {
-		return err
-	}
-	b.add(s, "resident, 10 s later", "MB", false, 0, s.m.rss())
-	return b.noise(ctx, s)
+	return nil
 }
 
 // noise measures the bytes of values that nothing can shorten.
@@ -262,7 +300,7 @@ func (b *bench) noise(ctx context.Context, s *server) error {
 	if err != nil {
 		return err
 	}
-	_, calls, err := load(ctx, s.m.endpoint, 1000, b.seconds, func(ctx context.Context, c *clientv3.Client, i int) error {
+	l, err := load(ctx, s.m, 1000, b.seconds, func(ctx context.Context, c *clientv3.Client, i int) error {
 		value := make([]byte, 256)
 		for at := 0; at < len(value); at += 8 {
 			binary.LittleEndian.PutUint64(value[at:], rand.Uint64())
@@ -275,19 +313,27 @@ func (b *bench) noise(ctx context.Context, s *server) error {
 	}
 	syscall.Sync()
 	after, _, err := s.disk.counts()
-	b.add(s, "bytes to the block layer per put of noise, 1000 clients", "B", false, 0, (after-before)/float64(calls))
+	b.add(s, "puts of noise, 1000 clients, bytes to the block layer", "B", false, 0, (after-before)/float64(l.calls))
 	return err
+}
+
+// after measures the memory that the loads before have left.
+func (b *bench) after(ctx context.Context, s *server) error {
+	time.Sleep(settled)
+	if _, err := s.client.Get(ctx, "ready"); err != nil {
+		return err
+	}
+	b.add(s, "resident, 10 s after the puts", "MB", false, 0, s.m.rss())
+	return nil
 }
 
 func (b *bench) reads(ctx context.Context, s *server) error {
 	run := func(what string, f func(ctx context.Context, c *clientv3.Client, i int) error) error {
-		cpu := s.m.cpu()
-		rate, calls, err := load(ctx, s.m.endpoint, 100, b.seconds, f)
+		l, err := load(ctx, s.m, 100, b.seconds, f)
 		if err != nil {
 			return err
 		}
-		b.add(s, what+", 100 clients", "1/s", true, 0, rate)
-		b.add(s, what+", the server's CPU for one", "us", false, 0, (s.m.cpu()-cpu).Seconds()*1e6/float64(calls))
+		b.addLoad(s, what+", 100 clients", 0, l)
 		return nil
 	}
 	for _, r := range []struct {
@@ -311,7 +357,7 @@ func (b *bench) watches(ctx context.Context, s *server) error {
 	const watchers = 100
 	wctx, cancel := context.WithTimeout(ctx, b.seconds)
 	defer cancel()
-	var events atomic.Int64
+	var events, answers atomic.Int64
 	var all sync.WaitGroup
 	for range watchers {
 		ch := s.client.Watch(wctx, "fan", clientv3.WithCreatedNotify())
@@ -319,18 +365,23 @@ func (b *bench) watches(ctx context.Context, s *server) error {
 		all.Go(func() {
 			for r := range ch {
 				events.Add(int64(len(r.Events)))
+				answers.Add(1)
 			}
 		})
 	}
-	begin, cpu := time.Now(), s.m.cpu()
-	_, calls, err := load(wctx, s.m.endpoint, 10, b.seconds, func(ctx context.Context, c *clientv3.Client, _ int) error {
+	begin := time.Now()
+	l, err := load(wctx, s.m, 10, b.seconds, func(ctx context.Context, c *clientv3.Client, _ int) error {
 		_, err := c.Put(ctx, "fan", "x")
 		return err
 	})
 	all.Wait()
-	b.add(s, "events to 100 watchers", "1/s", true, 0, float64(events.Load())/time.Since(begin).Seconds())
-	b.add(s, "events received per event made for them", "", true, 0, float64(events.Load())/float64(watchers*calls))
-	b.add(s, "the server's CPU for an event to a watcher", "us", false, 0, (s.m.cpu()-cpu).Seconds()*1e6/float64(max(events.Load(), 1)))
+	n := float64(max(events.Load(), 1))
+	each := func(perCall float64) float64 { return perCall * float64(l.calls) / n }
+	b.add(s, "events to 100 watchers", "1/s", true, 0, n/time.Since(begin).Seconds())
+	b.add(s, "events to 100 watchers, received for each made", "", true, 0, n/float64(watchers*max(l.calls, 1)))
+	b.add(s, "events to 100 watchers, in an answer", "", false, 0, n/float64(max(answers.Load(), 1)))
+	b.add(s, "events to 100 watchers, the server's CPU for one", "us", false, 0, each(l.server))
+	b.add(s, "events to 100 watchers, the clients' CPU for one", "us", false, 0, each(l.client))
 	return err
 }
 

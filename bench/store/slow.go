@@ -84,14 +84,14 @@ func (b *bench) slow(ctx context.Context, s *server) (err error) {
 	}
 	value := strings.Repeat("v", 256)
 	for _, n := range []int{1, 1000} {
-		rate, _, err := load(ctx, m.endpoint, n, b.seconds, func(ctx context.Context, c *clientv3.Client, i int) error {
+		l, err := load(ctx, m, n, b.seconds, func(ctx context.Context, c *clientv3.Client, i int) error {
 			_, err := c.Put(ctx, key(i), value)
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		b.add(s, fmt.Sprintf("puts, each sync 20 ms longer, %d clients", n), "1/s", true, map[int]float64{1000: 2}[n], rate)
+		b.addLoad(s, fmt.Sprintf("puts, each sync 20 ms longer, %d clients", n), map[int]float64{1000: 2}[n], l)
 	}
 	return nil
 }
