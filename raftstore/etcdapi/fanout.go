@@ -27,7 +27,9 @@ type told struct {
 	before mvcc.Watcher // where that stood
 	header *pb.ResponseHeader
 	events []*mvccpb.Event
-	body   mem.Buffer // events as they are sent, nil until somebody needs them
+	// head and body are header and events as they are sent, nil until somebody needs
+	// them.
+	head, body []byte
 }
 
 // serves reports whether x gets what was told before, and moves x on if so.
@@ -36,8 +38,8 @@ func (t *told) serves(x *watch) bool {
 		x.from.Follow(&t.before, t.by.from)
 }
 
-// encode makes body.
-func (t *told) encode() error {
+// encode makes head and body.
+func (t *told) encode() (err error) {
 	if t.body != nil {
 		return nil
 	}
@@ -45,17 +47,24 @@ func (t *told) encode() error {
 	for _, e := range t.events {
 		size += proto.Size(e) + 8
 	}
+	if t.head, err = appendField(nil, watchHeaderField, t.header); err != nil {
+		return err
+	}
 	b := make([]byte, 0, size)
 	for _, e := range t.events {
-		b = protowire.AppendTag(b, watchEventsField, protowire.BytesType)
-		b = protowire.AppendVarint(b, uint64(proto.Size(e)))
-		var err error
-		if b, err = (proto.MarshalOptions{UseCachedSize: true}).MarshalAppend(b, e); err != nil {
+		if b, err = appendField(b, watchEventsField, e); err != nil {
 			return err
 		}
 	}
-	t.body = mem.SliceBuffer(b)
+	t.body = b
 	return nil
+}
+
+// appendField appends a field that is a message.
+func appendField(b []byte, n protowire.Number, m proto.Message) ([]byte, error) {
+	b = protowire.AppendTag(b, n, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(proto.Size(m)))
+	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, m)
 }
 
 // sharedResponse is a WatchResponse whose events others get too.
@@ -69,6 +78,24 @@ func (s *sharedResponse) response() *pb.WatchResponse {
 	return &pb.WatchResponse{Header: s.told.header, WatchId: s.id, Events: s.told.events}
 }
 
+// AppendTo is part of rpc.Part.
+func (s *sharedResponse) AppendTo(b []byte) ([]byte, error) {
+	if err := s.told.encode(); err != nil {
+		return b, err
+	}
+	return append(s.begin(b), s.told.body...), nil
+}
+
+// begin appends what comes before the events.
+func (s *sharedResponse) begin(b []byte) []byte {
+	b = append(b, s.told.head...)
+	if s.id != 0 {
+		b = protowire.AppendTag(b, watchIDField, protowire.VarintType)
+		b = protowire.AppendVarint(b, uint64(s.id))
+	}
+	return b
+}
+
 // codec is gRPC's own, for all but shared responses.
 type codec struct{ encoding.CodecV2 }
 
@@ -80,19 +107,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if err := s.told.encode(); err != nil {
 		return nil, err
 	}
-	size := proto.Size(s.told.header)
-	b := make([]byte, 0, size+24)
-	b = protowire.AppendTag(b, watchHeaderField, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(size))
-	b, err := (proto.MarshalOptions{UseCachedSize: true}).MarshalAppend(b, s.told.header)
-	if err != nil {
-		return nil, err
-	}
-	if s.id != 0 {
-		b = protowire.AppendTag(b, watchIDField, protowire.VarintType)
-		b = protowire.AppendVarint(b, uint64(s.id))
-	}
-	return mem.BufferSlice{mem.SliceBuffer(b), s.told.body}, nil
+	return mem.BufferSlice{mem.SliceBuffer(s.begin(nil)), mem.SliceBuffer(s.told.body)}, nil
 }
 
 // wanted are the events of a batch that x is told, as it wants them.

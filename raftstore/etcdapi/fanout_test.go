@@ -24,12 +24,18 @@ func TestSharedResponse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := new(pb.WatchResponse)
-		if err := proto.Unmarshal(data.Materialize(), got); err != nil {
+		part, err := s.AppendTo([]byte("before"))
+		if err != nil {
 			t.Fatal(err)
 		}
-		if !proto.Equal(got, s.response()) {
-			t.Errorf("watch %d: %v, want %v", id, got, s.response())
+		for server, b := range map[string][]byte{"grpc": data.Materialize(), "rpc": part[len("before"):]} {
+			got := new(pb.WatchResponse)
+			if err := proto.Unmarshal(b, got); err != nil {
+				t.Fatal(err)
+			}
+			if !proto.Equal(got, s.response()) {
+				t.Errorf("watch %d by %s: %v, want %v", id, server, got, s.response())
+			}
 		}
 	}
 }

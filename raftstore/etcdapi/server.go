@@ -132,7 +132,7 @@ func New(cfg Config) *Server {
 		grpc.ReadBufferSize(8<<10), grpc.WriteBufferSize(8<<10),
 	)
 	s.rpc = rpc.New(rpc.Config{
-		Unary: s.calls.unary(s.unary), Stream: s.calls.stream(s.stream), Codec: codec{encoding.GetCodecV2("proto")},
+		Unary: s.calls.unary(s.unary), Stream: s.calls.stream(s.stream),
 		MaxRecvBytes: cfg.Store.MaxRequestBytes() + sendOverhead, MaxStreams: cfg.MaxStreams,
 		KeepaliveMinTime: cfg.KeepaliveMinTime, KeepaliveInterval: cfg.KeepaliveInterval, KeepaliveTimeout: cfg.KeepaliveTimeout,
 	})

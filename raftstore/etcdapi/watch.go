@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"edged/raftstore"
+	"edged/raftstore/etcdapi/rpc"
 	"edged/raftstore/mvcc"
 )
 
@@ -143,9 +144,10 @@ func (w *watchStream) run(ctx context.Context, requests <-chan *pb.WatchRequest,
 	}
 }
 
-// round reads each watch once and sends what there is. wake is nil when a watch
-// has more to read.
+// round reads each watch once and sends what there is, in as few writes as it fits
+// in. wake is nil when a watch has more to read.
 func (w *watchStream) round() (wake <-chan struct{}, err error) {
+	defer rpc.Flush(w.stream.Context())
 	more := false
 	var last told
 	for _, x := range slices.Clone(w.watches) {

@@ -18,10 +18,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"edged/raftstore/etcdapi/rpc"
@@ -62,7 +62,6 @@ func serve(t testing.TB, s *service, cfg rpc.Config) string {
 	if cfg.KeepaliveInterval == 0 {
 		cfg.KeepaliveMinTime, cfg.KeepaliveInterval, cfg.KeepaliveTimeout = time.Minute, time.Hour, time.Minute
 	}
-	cfg.Codec = encoding.GetCodecV2("proto")
 	srv := rpc.New(cfg)
 	srv.RegisterService(&desc, s)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -363,6 +362,62 @@ func (r *rude) status(f http2.Frame) map[string]string {
 }
 
 var polite = []string{":method", "POST", ":scheme", "http", ":path", path, ":authority", "x", "content-type", "application/grpc", "te", "trailers"}
+
+// part is a message that is kept.
+type part []byte
+
+func (p part) AppendTo(b []byte) ([]byte, error) {
+	return proto.MarshalOptions{}.MarshalAppend(b, wrapperspb.Bytes(p))
+}
+
+// TestParts: what is kept is sent when it is flushed, when another message follows,
+// and when there is much of it; in order.
+func TestParts(t *testing.T) {
+	addr := serve(t, &service{stream: func(s grpc.ServerStream) error {
+		send := func(n int) error {
+			return s.SendMsg(part(bytes.Repeat([]byte{1}, n)))
+		}
+		ask := func() error { return s.RecvMsg(new(wrapperspb.BytesValue)) }
+		for i := range 10 {
+			if err := send(i); err != nil {
+				return err
+			}
+		}
+		rpc.Flush(s.Context())
+		if err := ask(); err != nil { // the client has them all
+			return err
+		}
+		if err := send(10); err != nil {
+			return err
+		}
+		if err := s.SendMsg(wrapperspb.Bytes(make([]byte, 11))); err != nil {
+			return err
+		}
+		if err := ask(); err != nil {
+			return err
+		}
+		return send(1 << 20) // and the end
+	}}, rpc.Config{})
+	s, err := dial(t, addr).NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/test.Echo/Stream")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, -1, 10, 11, -1, 1 << 20} {
+		if n < 0 {
+			if err := s.SendMsg(wrapperspb.Bytes(nil)); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		got := new(wrapperspb.BytesValue)
+		if err := s.RecvMsg(got); err != nil || len(got.Value) != n {
+			t.Fatalf("%d bytes, %v; want %d", len(got.Value), err, n)
+		}
+	}
+	if err := s.RecvMsg(new(wrapperspb.BytesValue)); !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+}
 
 func TestRefusals(t *testing.T) {
 	addr := serve(t, &service{call: echo}, rpc.Config{MaxStreams: 1})

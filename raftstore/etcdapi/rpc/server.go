@@ -10,7 +10,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/status"
 )
 
@@ -19,8 +18,6 @@ type Config struct {
 	// Unary and Stream are called for each call and stream.
 	Unary  grpc.UnaryServerInterceptor
 	Stream grpc.StreamServerInterceptor
-	// Codec encodes what is no proto.Message.
-	Codec encoding.CodecV2
 	// MaxRecvBytes bounds a message of a client.
 	MaxRecvBytes int
 	// MaxStreams bounds the calls and streams of a connection at a time.

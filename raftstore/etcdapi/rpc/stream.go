@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"sync"
@@ -12,7 +13,6 @@ import (
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -76,7 +76,31 @@ func (st *stream) Err() error {
 }
 
 // Value is part of context.Context.
-func (st *stream) Value(key any) any { return st.ctx.Value(key) }
+func (st *stream) Value(key any) any {
+	if key == (streamKey{}) {
+		return st
+	}
+	return st.ctx.Value(key)
+}
+
+type streamKey struct{}
+
+// Part is a message that SendMsg keeps until there is more to send than a write
+// takes, or another message, or Flush: a handler that has many sends them so. It
+// encodes itself.
+type Part interface {
+	AppendTo(b []byte) ([]byte, error)
+}
+
+// Flush sends the parts that were kept on the stream whose handler was given ctx. It
+// does nothing for streams of another server.
+func Flush(ctx context.Context) {
+	if st, ok := ctx.Value(streamKey{}).(*stream); ok {
+		st.c.mu.Lock()
+		defer st.c.mu.Unlock()
+		st.c.flush()
+	}
+}
 
 // AfterFunc is what package context looks for in a parent that is not its own:
 // without it each child would cost a goroutine.
@@ -208,16 +232,13 @@ func (s *Server) unmarshal(p []byte, v any) error {
 func (s *Server) marshal(b []byte, v any) ([]byte, error) {
 	b = append(b, 0, 0, 0, 0, 0)
 	var err error
-	if m, ok := v.(proto.Message); ok {
+	switch m := v.(type) {
+	case proto.Message:
 		b, err = (proto.MarshalOptions{}).MarshalAppend(b, m)
-	} else {
-		var parts mem.BufferSlice
-		if parts, err = s.cfg.Codec.Marshal(v); err == nil {
-			for _, p := range parts {
-				b = append(b, p.ReadOnlyData()...)
-			}
-			parts.Free()
-		}
+	case Part:
+		b, err = m.AppendTo(b)
+	default:
+		err = fmt.Errorf("%T is no message", v)
 	}
 	if err != nil {
 		return b, status.Errorf(codes.Internal, "grpc: error while marshaling: %v", err)
@@ -295,7 +316,9 @@ func (s *serverStream) SendMsg(m any) error {
 	}
 	st.c.mu.Lock()
 	err = st.c.message(st, b)
-	st.c.flush()
+	if _, part := m.(Part); !part {
+		st.c.flush()
+	}
 	st.c.mu.Unlock()
 	giveBuffer(b)
 	if errors.Is(err, errOver) {
