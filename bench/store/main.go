@@ -28,6 +28,13 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 4 && os.Args[1] == slowDiskCommand {
+		if err := runSlowDisk(os.Args[2], os.Args[3]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench/store:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	edged := flag.String("edged", "../../bin/edged", "the edged binary")
 	dir := flag.String("dir", os.TempDir(), "folder on the disk to measure")
 	seconds := flag.Float64("seconds", 3, "seconds for each load")

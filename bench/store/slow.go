@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -31,13 +34,57 @@ func (n *slowNode) Fsync(ctx context.Context, f fs.FileHandle, flags uint32) sys
 	return 0
 }
 
-// slowDisk mounts the folder from, with slow syncs, at to.
-func slowDisk(from, to string) (unmount func() error, err error) {
+// slowDiskCommand is this program's other task: it mounts a folder, with slow syncs, at
+// another until its standard input ends. A process of its own, because the clients'
+// work would make syncs slower still.
+const slowDiskCommand = "slow-disk"
+
+// startSlowDisk starts a process that mounts the folder from at to.
+func startSlowDisk(from, to string) (unmount func() error, err error) {
 	for _, dir := range []string{from, to} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err
 		}
 	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self, slowDiskCommand, from, to)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	unmount = func() error {
+		in.Close()
+		return cmd.Wait()
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil { // it says so when it is there
+		return nil, errors.Join(fmt.Errorf("mount the slow disk: %w", err), unmount())
+	}
+	return unmount, nil
+}
+
+// runSlowDisk is what that process does.
+func runSlowDisk(from, to string) error {
+	unmount, err := mountSlow(from, to)
+	if err != nil {
+		return err
+	}
+	fmt.Println("mounted")
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return errors.Join(err, unmount())
+}
+
+func mountSlow(from, to string) (unmount func() error, err error) {
 	root := &fs.LoopbackRoot{Path: from}
 	root.NewNode = func(root *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
 		return &slowNode{fs.LoopbackNode{RootData: root}}
@@ -60,7 +107,7 @@ func slowDisk(from, to string) (unmount func() error, err error) {
 // slow measures puts where each sync takes 20 ms more.
 func (b *bench) slow(ctx context.Context, s *server) (err error) {
 	mount := filepath.Join(s.disk.mount, "slow")
-	unmount, err := slowDisk(filepath.Join(s.disk.mount, "slow-files"), mount)
+	unmount, err := startSlowDisk(filepath.Join(s.disk.mount, "slow-files"), mount)
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ func (t *table) add(name, what, unit string, more bool, budget, value float64) {
 }
 
 func (t *table) print(w io.Writer) {
-	fmt.Fprintf(w, "| %-57s | %10s | %10s | %-4s | %-19s | budget |\n|---|---|---|---|---|---|\n", "what", "etcd", "edged", "unit", "ratio")
+	fmt.Fprintf(w, "| %-66s | %8s | %8s | %-4s | %-19s | budget |\n|---|---|---|---|---|---|\n", "what", "etcd", "edged", "unit", "ratio")
 	for _, r := range t.rows {
 		a, b := r.got["etcd"], r.got["edged"]
 		var ratios []float64
@@ -51,7 +51,7 @@ func (t *table) print(w io.Writer) {
 			}
 			verdict = fmt.Sprintf("%.2f %s", r.budget, map[bool]string{true: "ok", false: "MISSED"}[ok])
 		}
-		fmt.Fprintf(w, "| %-57s | %10.1f | %10.1f | %-4s | %-19s | %s |\n", r.what, median(a), median(b), r.unit, ratio, verdict)
+		fmt.Fprintf(w, "| %-66s | %8s | %8s | %-4s | %-19s | %s |\n", r.what, digits(median(a)), digits(median(b)), r.unit, ratio, verdict)
 	}
 }
 
@@ -61,4 +61,15 @@ func median(of []float64) float64 {
 	}
 	of = slices.Sorted(slices.Values(of))
 	return (of[(len(of)-1)/2] + of[len(of)/2]) / 2
+}
+
+// digits writes a value with three digits, or as a whole number.
+func digits(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
 }
