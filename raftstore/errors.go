@@ -42,6 +42,9 @@ var (
 	ErrBadTransferee = errors.New("etcdserver: bad leader transferee")
 	// ErrCorrupt marks data on disk that cannot be relied on.
 	ErrCorrupt = wal.ErrCorrupt
+	// ErrNotLetIn says that nobody of the cluster that an empty store is to join
+	// answered, or knew it; it may be asked again.
+	ErrNotLetIn = errors.New("join the cluster")
 	// ErrRemoved ends a member that was removed from its cluster.
 	ErrRemoved = errors.New("this member was removed from the cluster: empty its store to let the device join again as a new one")
 )

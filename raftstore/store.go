@@ -401,39 +401,70 @@ func (s *Store) membership(ctx context.Context, joining bool, was uint64) (*cons
 	return m, self, err
 }
 
-// askCluster asks the members of the cluster that is to be joined.
+// askCluster asks the members of the cluster that is to be joined, all at once: some
+// may join in this moment too, and answer when they have been answered.
 func (s *Store) askCluster(ctx context.Context, was uint64) (*consensus.Membership, uint64, error) {
 	if s.cfg.Network == nil {
 		return nil, 0, errors.New("a member without a network cannot join a cluster")
 	}
-	last := errors.New("no other member is named")
+	var urls []string
 	for _, f := range s.cfg.InitialCluster {
 		for _, u := range f.PeerURLs {
-			if slices.Contains(s.cfg.PeerURLs, u) {
-				continue
+			if !slices.Contains(s.cfg.PeerURLs, u) {
+				urls = append(urls, u)
 			}
-			body, err := peer.Ask(ctx, s.cfg.Network.Dial, u, callMembers, nil)
-			if err != nil {
-				last = fmt.Errorf("ask %s who the members are: %w", u, err)
-				continue
-			}
-			m, err := consensus.DecodeMembership(body)
-			if err != nil {
-				last = fmt.Errorf("ask %s who the members are: %w", u, err)
-				continue
-			}
-			for _, e := range m.Members {
-				if e.ID == was || was == 0 && slices.ContainsFunc(e.PeerURLs, func(u string) bool { return slices.Contains(s.cfg.PeerURLs, u) }) {
-					return m, e.ID, nil
-				}
-			}
-			if was != 0 && m.WasRemoved(was) {
-				return nil, 0, ErrRemoved
-			}
-			last = fmt.Errorf("%s does not know a member at %s: add it first", u, strings.Join(s.cfg.PeerURLs, ","))
 		}
 	}
-	return nil, 0, fmt.Errorf("join the cluster: %w", last)
+	if len(urls) == 0 {
+		return nil, 0, errors.New("join the cluster: no other member is named")
+	}
+	type answer struct {
+		at   int
+		m    *consensus.Membership
+		self uint64
+		err  error
+	}
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answers := make(chan answer, len(urls))
+	for i, u := range urls {
+		asking.Go(func() {
+			m, self, err := s.askMember(ctx, u, was)
+			answers <- answer{i, m, self, err}
+		})
+	}
+	failed := make([]error, len(urls))
+	for range urls {
+		a := <-answers
+		if a.err == nil || errors.Is(a.err, ErrRemoved) {
+			return a.m, a.self, a.err
+		}
+		failed[a.at] = a.err
+	}
+	return nil, 0, fmt.Errorf("%w: %w", ErrNotLetIn, failed[len(failed)-1])
+}
+
+// askMember asks one member, and finds this one in what it knows.
+func (s *Store) askMember(ctx context.Context, at string, was uint64) (*consensus.Membership, uint64, error) {
+	body, err := peer.Ask(ctx, s.cfg.Network.Dial, at, callMembers, nil)
+	var m *consensus.Membership
+	if err == nil {
+		m, err = consensus.DecodeMembership(body)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("ask %s who the members are: %w", at, err)
+	}
+	for _, e := range m.Members {
+		if e.ID == was || was == 0 && slices.ContainsFunc(e.PeerURLs, func(u string) bool { return slices.Contains(s.cfg.PeerURLs, u) }) {
+			return m, e.ID, nil
+		}
+	}
+	if was != 0 && m.WasRemoved(was) {
+		return nil, 0, ErrRemoved
+	}
+	return nil, 0, fmt.Errorf("%s does not know a member at %s: add it first", at, strings.Join(s.cfg.PeerURLs, ","))
 }
 
 func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {

@@ -276,8 +276,11 @@ func (t *Transport) Call(ctx context.Context, to uint64, method byte, body []byt
 	}
 }
 
-// Ask makes one call over a connection of its own, from outside of a cluster.
+// Ask makes one call over a connection of its own, from outside of a cluster. It
+// takes 5 s at most: who is asked may have a port and not listen to it yet.
 func Ask(ctx context.Context, dial func(context.Context, string) (net.Conn, error), url string, method byte, body []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
 	conn, err := dial(ctx, url)
 	if err != nil {
 		return nil, err

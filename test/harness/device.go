@@ -436,6 +436,19 @@ func (d *Device) WaitReady() {
 	})
 }
 
+// Stacks ends the daemon with SIGQUIT and returns its whole output, of which the
+// stacks of its goroutines are the end.
+func (d *Device) Stacks() string {
+	d.tb.Helper()
+	d.signal(syscall.SIGQUIT)
+	d.waitExit()
+	data, err := os.ReadFile(filepath.Join(d.Dir, "edged.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(data)
+}
+
 // Ready asks /readyz once, trusting the CA in the kubeconfig.
 func (d *Device) Ready() error {
 	cfg, err := clientcmd.LoadFromFile(d.Kubeconfig())
