@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -131,6 +132,83 @@ func TestDiskHangs(t *testing.T) {
 	}
 	c.members[led] = old
 	c.same()
+}
+
+// TestHungLeaderNamesAnother: others whose patience has no end lead when the one
+// that led hangs.
+func TestHungLeaderNamesAnother(t *testing.T) {
+	disks := map[string]*stalling{"a": {FS: vfs.OS{}}, "b": {FS: vfs.OS{}}, "c": {FS: vfs.OS{}}}
+	c := newCluster(t, func(cfg *Config) { cfg.files = disks[cfg.Name] }, "a", "b", "c")
+	led := c.leader()
+	hung := c.members[led]
+	delete(c.members, led)
+	for _, m := range c.members {
+		if err := m.SetPace(t.Context(), Pace{Tick: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		put(t, m.Store, "k", "v") // and its ticks are by that pace
+	}
+	disks[led].stall.Lock()
+	abandoned := make(chan error, 1)
+	go func() {
+		_, err := hung.Put(context.Background(), &pb.PutRequest{Key: []byte("through the hung one")})
+		abandoned <- err
+	}()
+	now := c.members[c.leader()]
+	put(t, now.Store, "through another", "v")
+	disks[led].stall.Unlock()
+	if err := <-abandoned; err != nil {
+		t.Errorf("the write through the hung one: %v", err)
+	}
+	for _, m := range c.members {
+		if err := m.SetPace(t.Context(), Pace{Tick: m.cfg.Tick}); err != nil {
+			t.Error(err)
+		}
+	}
+	c.members[led] = hung
+	c.same()
+}
+
+// TestJoinPastTheSilent: one that joins is not held up by others that do not answer
+// yet, as when they join too; nor, when nobody answers, for good.
+func TestJoinPastTheSilent(t *testing.T) {
+	c := newCluster(t, nil, "a")
+	for _, name := range []string{"b", "c"} {
+		if _, err := c.members["a"].MemberAdd(t.Context(), &pb.MemberAddRequest{PeerURLs: []string{memberURL(name)}, IsLearner: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.wire.listen(memberURL("b")) // and nobody accepts
+	alone := c.config("c", "b", "c")
+	alone.Join, alone.Network = true, c.wire.listen(memberURL("c"))
+	if _, err := Open(t.Context(), alone); !errors.Is(err, ErrNotLetIn) {
+		t.Errorf("with nobody that answers: %v", err)
+	}
+	cfg := c.config("c", "b", "a", "c")
+	cfg.Join = true
+	c.start(cfg)
+	c.same()
+}
+
+// TestChangesAtOnce: members that are added in one moment, through any member, are
+// all added, each once and without anybody running out of time.
+func TestChangesAtOnce(t *testing.T) {
+	c := newCluster(t, func(cfg *Config) { cfg.RequestTimeout = time.Hour }, "a", "b", "c")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var adding sync.WaitGroup
+	for i := range 12 {
+		via := c.members[c.names()[i%3]]
+		adding.Go(func() {
+			if _, err := via.MemberAdd(ctx, &pb.MemberAddRequest{PeerURLs: []string{memberURL(fmt.Sprint(i))}, IsLearner: true}); err != nil {
+				t.Errorf("%d: %v", i, err)
+			}
+		})
+	}
+	adding.Wait()
+	for _, m := range c.members {
+		eventually(t, "fifteen members", func() bool { return m.Members() == 15 })
+	}
 }
 
 // TestAllMove: every member gets another address at once. One of them is where a

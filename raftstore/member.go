@@ -741,14 +741,8 @@ func (s *Store) handOver() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), s.election())
 	defer cancel()
-	var to, match uint64
-	err := s.node.do(ctx, func(c *consensus.Core) {
-		for id, p := range c.Progress() {
-			if id != s.member && !p.Learner && p.Recent && p.Match > match {
-				to, match = id, p.Match
-			}
-		}
-	})
+	var to uint64
+	err := s.node.do(ctx, func(c *consensus.Core) { to = c.Heir() })
 	if err != nil || to == 0 {
 		return
 	}

@@ -27,6 +27,9 @@ const (
 	// maxInbox bounds the messages that wait while the disk is busy; a sender
 	// beyond it waits too.
 	maxInbox = 256
+	// maxLater bounds the changes of the membership that wait for one another; who
+	// proposed those beyond it runs out of time and asks again.
+	maxLater = 64
 	// commitBytes is when the applied state goes to bbolt: seldom enough that
 	// a page is written once for many entries, often enough that replay after a
 	// crash takes well under a second.
@@ -118,9 +121,10 @@ type node struct {
 	next      *readers          // who came after that
 	current   []*readers        // who wait for an index to be applied
 	lastRead  uint64
-	untaken   []uint64     // proposals that raft did not take: once more later
-	applied   uint64       // the term of the newest applied entry
-	committed mvcc.Applied // what bbolt holds
+	untaken   []uint64          // proposals that raft did not take: once more later
+	later     []*raftpb.Message // changes of the membership by others, while one is under way
+	applied   uint64            // the term of the newest applied entry
+	committed mvcc.Applied      // what bbolt holds
 	ticking   *time.Ticker
 	removed   bool
 	rolled    uint64          // the log's segment that was seen last, while low
@@ -154,6 +158,7 @@ type node struct {
 	busy     time.Time     // something happened last; owned by run
 	every    time.Duration // of ticking, 0 while it stands still; owned by run
 	hang     *time.Timer   // runs while run is at the disk
+	heir     atomic.Uint64 // who is to lead if that takes too long, 0 for nobody
 	seeing   sync.Mutex    // held while seen is replaced
 
 	mu sync.Mutex
@@ -420,7 +425,10 @@ func (n *node) step(m *raftpb.Message) {
 	if t := m.GetType(); t != raftpb.MsgHeartbeat && t != raftpb.MsgHeartbeatResp {
 		n.busy = time.Now()
 	}
-	if err := n.core.Step(m); err != nil {
+	err := n.core.Step(m)
+	if errors.Is(err, consensus.ErrChanging) && len(n.later) < maxLater {
+		n.later = append(n.later, m)
+	} else if err != nil {
 		n.log.Debug("a message was dropped", "type", m.GetType(), "err", err)
 	}
 }
@@ -529,6 +537,7 @@ func (n *node) release() {
 func (n *node) process() (full bool, err error) {
 	before := n.core.Leader()
 	if n.core.NeedsTicks() { // nobody replaces a lone member, and a timer costs it two wake-ups
+		n.heir.Store(n.core.Heir())
 		n.hang.Reset(time.Duration(n.cfg.electionTicks) * n.pace())
 	}
 	err = n.core.Process()
@@ -561,23 +570,6 @@ func (n *node) process() (full bool, err error) {
 		n.wish()
 	}
 	return false, nil
-}
-
-// hung is called when the disk of a member takes longer than a leader may be
-// silent: the others, which hear nothing of it, have elected another by now, and
-// what only a leader does must end here.
-func (n *node) hung() {
-	n.seeing.Lock()
-	defer n.seeing.Unlock()
-	old := n.view()
-	if old.leader != n.cfg.self || old.alone(n.cfg.self) {
-		return
-	}
-	n.log.Warn("the disk does not answer: this member leads no more")
-	now := *old
-	now.leader, now.before, now.decides, now.changed = 0, n.cfg.self, false, make(chan struct{})
-	n.seen.Store(&now)
-	close(old.changed)
 }
 
 // publish replaces the view if it is no longer true.

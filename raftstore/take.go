@@ -44,5 +44,10 @@ func (n *node) takeAgain() bool {
 	for _, id := range again {
 		n.take(id)
 	}
-	return len(n.untaken) < len(again)
+	later := n.later
+	n.later = nil
+	for _, m := range later {
+		n.step(m)
+	}
+	return len(n.untaken) < len(again) || len(n.later) < len(later)
 }

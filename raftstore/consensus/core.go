@@ -75,6 +75,9 @@ type Core struct {
 	state   *raftpb.HardState // last appended
 	ready   *raft.Ready       // accepted, but the disk was full
 	members *Membership       // nil until a joining member got its first snapshot
+	// changing is the term in which this leader took a change of the membership that
+	// it has not applied, 0 for none.
+	changing uint64
 	// received is the file of the snapshot that was stepped last, "" if it was
 	// installed.
 	received string
@@ -236,6 +239,12 @@ func (c *Core) Step(m *raftpb.Message) error {
 		if !c.Leading() || m.GetTerm() != 0 && m.GetTerm() != c.Term() { // 0: of an older edged
 			return fmt.Errorf("%w: it is for the leader of term %d", ErrDropped, m.GetTerm())
 		}
+		if changesMembers(m.GetEntries()) {
+			if c.changePends() {
+				return ErrChanging
+			}
+			c.changing = c.Term()
+		}
 		m.Term = nil // raft takes one with a term for another member's
 	}
 	return c.raw.Step(m)
@@ -260,6 +269,21 @@ func (c *Core) Install(m *raftpb.Message, path string) (taken bool, err error) {
 // ErrDropped says that a proposal was not taken, and is in no log.
 var ErrDropped = raft.ErrProposalDropped
 
+// ErrChanging says so of a change of the membership that may be taken when the one
+// before it is applied.
+var ErrChanging = fmt.Errorf("%w: the membership is being changed", ErrDropped)
+
+// changePends reports whether raft would put an empty entry in a change's place, and
+// leave its proposer to wait in vain: it takes one at a time, and as a new leader none
+// before it has applied what the others left.
+func (c *Core) changePends() bool {
+	if !c.Decides() {
+		return true
+	}
+	last, err := c.storage.LastIndex()
+	return c.changing == c.Term() && (err != nil || c.raw.HasReady() || c.cfg.State.Applied().Index < last)
+}
+
 // Propose proposes an entry, or fails with ErrDropped. What was not applied when
 // an entry of a later term is never will be: only the leader of the term in which
 // it was proposed takes it, and a later leader's first entry comes after all that
@@ -274,6 +298,12 @@ func (c *Core) Propose(data []byte) error {
 // ProposeChange proposes a change of the membership, as Propose does.
 func (c *Core) ProposeChange(cc *raftpb.ConfChange) error {
 	to := c.Leader()
+	if to == c.id {
+		if c.changePends() {
+			return ErrChanging
+		}
+		c.changing = c.Term()
+	}
 	if to == 0 || to == c.id {
 		return c.raw.ProposeConfChange(cc)
 	}
@@ -466,6 +496,7 @@ func (c *Core) apply(e *raftpb.Entry) error {
 // change applies a change of the membership, or refuses it as every member
 // will.
 func (c *Core) change(a mvcc.Applied, data []byte) error {
+	c.changing = 0
 	cc := new(raftpb.ConfChange)
 	if err := proto.Unmarshal(data, cc); err != nil {
 		return fmt.Errorf("%w: entry %d does not decode: %w", wal.ErrCorrupt, a.Index, err)
@@ -538,8 +569,6 @@ func (c *Core) Decides() bool {
 type Progress struct {
 	Match   uint64
 	Learner bool
-	// Recent says that it was heard from within an election timeout.
-	Recent bool
 	// Snapshot says that a snapshot is on its way to it.
 	Snapshot bool
 }
@@ -548,9 +577,28 @@ type Progress struct {
 func (c *Core) Progress() map[uint64]Progress {
 	out := map[uint64]Progress{}
 	c.raw.WithProgress(func(id uint64, typ raft.ProgressType, pr tracker.Progress) {
-		out[id] = Progress{Match: pr.Match, Learner: typ == raft.ProgressTypeLearner, Recent: pr.RecentActive || id == c.id, Snapshot: pr.State == tracker.StateSnapshot}
+		out[id] = Progress{Match: pr.Match, Learner: typ == raft.ProgressTypeLearner, Snapshot: pr.State == tracker.StateSnapshot}
 	})
 	return out
+}
+
+// Heir is the voter that is best to lead after this member, if that leads: of those
+// heard of lately, or else of all, the one known to have most of the log. 0 is nobody.
+func (c *Core) Heir() (heir uint64) {
+	if !c.Leading() {
+		return 0
+	}
+	var match uint64
+	recent := false
+	c.raw.WithProgress(func(id uint64, typ raft.ProgressType, pr tracker.Progress) {
+		if id == c.id || typ == raft.ProgressTypeLearner || recent && !pr.RecentActive {
+			return
+		}
+		if pr.Match > match || pr.RecentActive && !recent {
+			heir, match, recent = id, pr.Match, pr.RecentActive
+		}
+	})
+	return heir
 }
 
 // Truncate drops the part of the log up to durable, which the state on disk
