@@ -17,7 +17,8 @@
 // network. Pods without a controller wait for a device that restarts on an order
 // (AnnotationBackBy). At rest nothing is written.
 //
-// Goroutines: those of the loop.Queue and one that asks Liveness. May be imported
+// Goroutines: those of the loop.Queue, one that asks Liveness, and up to 8 that write
+// Pods while a Node is looked at. May be imported
 // by: controller.
 //
 // Sources: k8s.io/kubernetes/pkg/controller/nodelifecycle and

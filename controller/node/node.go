@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,11 +30,13 @@ const AnnotationBackBy = "edged.dev/back-by"
 
 const (
 	// listenAtMost is how often Liveness is asked of a silent device.
-	listenAtMost = 250 * time.Millisecond
+	listenAtMost = 100 * time.Millisecond
 	// stoodStill is how late listen may wake before it takes this device itself
 	// for the one that stood still: what the others sent meanwhile is yet to be
 	// read.
 	stoodStill = time.Second
+	// atOnce is how many Pods of a Node are written at a time.
+	atOnce = 8
 )
 
 type controller struct {
@@ -127,12 +130,22 @@ func (c *controller) listen(ctx context.Context, stopped chan<- struct{}) {
 
 // silent says whether a device is to be taken for gone.
 func (c *controller) silent(node string) bool {
+	_, is := c.lost(node)
+	return is
+}
+
+// lost tells since when a device is to be taken for gone, if it is, by the
+// monotonic clock.
+func (c *controller) lost(node string) (since time.Time, is bool) {
 	if c.liveness == nil {
-		return false
+		return time.Time{}, false
 	}
-	heard, ok := c.liveness(node)
-	awake, grace := c.awake.Load(), c.grace()
-	return ok && time.Since(heard) >= grace && (awake == nil || time.Since(*awake) >= grace)
+	since, ok := c.liveness(node)
+	if awake := c.awake.Load(); awake != nil && awake.After(since) {
+		since = *awake
+	}
+	since = since.Add(c.grace())
+	return since, ok && !time.Now().Before(since)
 }
 
 // isKnown says whether the Node's Ready is anything but Unknown.
@@ -168,45 +181,63 @@ func (c *controller) sync(ctx context.Context, name string) (time.Duration, erro
 	if !ok {
 		return 0, nil
 	}
-	if c.silent(name) {
-		if err := c.lose(ctx, n); err != nil {
+	now := c.env.Now()
+	since, lost := c.lost(name)
+	if lost {
+		told, err := c.mark(ctx, n)
+		if err != nil {
 			return 0, err
 		}
+		if told {
+			// What its Pods tolerate begins when it was lost, not when that was
+			// written down.
+			now = now.Add(-time.Since(since))
+		}
 	}
-	if err := c.taint(ctx, name); err != nil {
+	if err := c.taint(ctx, name, now); err != nil {
 		return 0, err
+	}
+	if lost {
+		if err := c.unready(ctx, name); err != nil {
+			return 0, err
+		}
 	}
 	return c.evict(ctx, name)
 }
 
-// lose says of a Node and of its Pods that nothing is heard of them.
-func (c *controller) lose(ctx context.Context, n *corev1.Node) error {
-	told := false
-	if isKnown(n) {
-		_, err := c.nodes.UpdateStatus(ctx, "", n.Name, func(n *corev1.Node) error {
-			told = false
-			heard, ok := c.liveness(n.Name)
-			if !ok {
-				return nil
-			}
-			now := c.env.Now()
-			n.Status.Conditions, told, _ = Health(n.Status.Conditions, now.Add(-time.Since(heard)), now, c.grace())
-			return nil
-		})
-		if apierrors.IsNotFound(err) {
+// mark says of a Node that nothing is heard of it. told is whether that is news.
+func (c *controller) mark(ctx context.Context, n *corev1.Node) (told bool, err error) {
+	if !isKnown(n) {
+		return false, nil
+	}
+	_, err = c.nodes.UpdateStatus(ctx, "", n.Name, func(n *corev1.Node) error {
+		told = false
+		heard, ok := c.liveness(n.Name)
+		if !ok {
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("mark node %s: %w", n.Name, err)
-		}
+		now := c.env.Now()
+		n.Status.Conditions, told, _ = Health(n.Status.Conditions, now.Add(-time.Since(heard)), now, c.grace())
+		return nil
+	})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("mark node %s: %w", n.Name, err)
 	}
 	if told {
 		c.env.Logger.Warn("a device is not heard of any more", "node", n.Name)
 		c.events.Eventf(recorder.Reference("v1", "Node", n, ""), corev1.EventTypeNormal, "NodeNotReady", "Node %s status is now: NodeNotReady", n.Name)
 	}
-	for _, p := range c.pods.ByIndex(registry.IndexNode, n.Name) {
+	return told, nil
+}
+
+// unready says of the Pods of a Node that they are not ready.
+func (c *controller) unready(ctx context.Context, name string) error {
+	return c.each(ctx, c.pods.ByIndex(registry.IndexNode, name), func(ctx context.Context, p *corev1.Pod) error {
 		if !podset.IsReady(p) {
-			continue
+			return nil
 		}
 		if _, err := c.pods.UpdateStatus(ctx, p.Namespace, p.Name, func(p *corev1.Pod) error {
 			for i := range p.Status.Conditions {
@@ -219,20 +250,35 @@ func (c *controller) lose(ctx context.Context, n *corev1.Node) error {
 			return fmt.Errorf("mark pod %s/%s: %w", p.Namespace, p.Name, err)
 		}
 		c.events.Event(recorder.Reference("v1", "Pod", p, ""), corev1.EventTypeWarning, "NodeNotReady", "Node is not ready")
-	}
-	return nil
+		return nil
+	})
 }
 
-func (c *controller) taint(ctx context.Context, name string) error {
+// each calls f for Pods, several at a time: their writes share syncs. It returns the
+// first error, and starts no more after one.
+func (c *controller) each(ctx context.Context, pods []*corev1.Pod, f func(context.Context, *corev1.Pod) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	for _, p := range pods {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error { return f(ctx, p) })
+	}
+	return g.Wait()
+}
+
+// taint gives a Node the taints that it should have, new ones as of now.
+func (c *controller) taint(ctx context.Context, name string, now time.Time) error {
 	n, ok := c.nodes.Get("", name)
 	if !ok {
 		return nil
 	}
-	if _, changed := Taints(n, c.env.Now()); !changed {
+	if _, changed := Taints(n, now); !changed {
 		return nil
 	}
 	_, err := c.nodes.Update(ctx, "", name, func(n *corev1.Node) error {
-		n.Spec.Taints, _ = Taints(n, c.env.Now())
+		n.Spec.Taints, _ = Taints(n, now)
 		return nil
 	})
 	if err != nil && !apierrors.IsNotFound(err) {
@@ -250,6 +296,7 @@ func (c *controller) evict(ctx context.Context, name string) (again time.Duratio
 	held := !isKnown(n) && c.majoritySilent()
 	now := c.env.Now()
 	restarts := backBy(n).Sub(now)
+	var gone []*corev1.Pod
 	for _, p := range c.pods.ByIndex(registry.IndexNode, name) {
 		evict, after := Eviction(p, n.Spec.Taints, now)
 		if evict && held {
@@ -261,14 +308,11 @@ func (c *controller) evict(ctx context.Context, name string) (again time.Duratio
 		if after > 0 && (again == 0 || after < again) {
 			again = after
 		}
-		if !evict {
-			continue
-		}
-		if err := c.delete(ctx, p); err != nil {
-			return again, err
+		if evict {
+			gone = append(gone, p)
 		}
 	}
-	return again, nil
+	return again, c.each(ctx, gone, c.delete)
 }
 
 // backBy is the time by which a Node's device said to be back, zero if it restarts

@@ -134,7 +134,7 @@ func newFleet(t *testing.T, devices int) *fleet {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.pod(fmt.Sprintf("p%d", i), fmt.Sprintf("d%d", i))
+		f.pod(fmt.Sprintf("p%d", i), fmt.Sprintf("d%d", i), 1)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -153,14 +153,15 @@ func newFleet(t *testing.T, devices int) *fleet {
 	return f
 }
 
-func (f *fleet) pod(name, on string) {
+// pod makes a ready Pod that bears the loss of its device for some seconds.
+func (f *fleet) pod(name, on string, bears int64) {
 	f.t.Helper()
 	seconds := int64(0)
 	_, err := registry.For[*corev1.Pod](f.reg).Create(f.t.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"},
 		Spec: corev1.PodSpec{
 			NodeName: on, Containers: []corev1.Container{{Name: "c", Image: "i"}}, TerminationGracePeriodSeconds: &seconds,
-			Tolerations: []corev1.Toleration{{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr.To[int64](1)}},
+			Tolerations: []corev1.Toleration{{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: &bears}},
 		},
 	})
 	if err == nil {
@@ -175,11 +176,13 @@ func (f *fleet) pod(name, on string) {
 	}
 }
 
-// quiet makes a device silent since before the grace period.
-func (f *fleet) quiet(name string) {
+// quiet makes devices, which are lost since some time then, silent in one moment.
+func (f *fleet) quiet(lost time.Duration, names ...string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.silent[name] = time.Now().Add(-2 * node.Grace)
+	for _, name := range names {
+		f.silent[name] = time.Now().Add(-node.Grace - lost)
+	}
 }
 
 // hear makes a device heard again.
@@ -215,11 +218,24 @@ func (f *fleet) podGone(name string) bool {
 
 func TestSilentDeviceLosesItsPods(t *testing.T) {
 	f := newFleet(t, 3)
-	f.quiet("d1")
+	f.quiet(0, "d1")
 	f.await("d1 is not heard of", func() bool { return f.ready("d1") == corev1.ConditionUnknown })
 	f.await("its Pod is taken off", func() bool { return f.podGone("p1") })
 	if f.podGone("p0") || f.podGone("p2") || f.ready("d0") != corev1.ConditionTrue {
 		t.Error("others are touched")
+	}
+}
+
+// TestTolerationBeginsWithTheLoss: what Pods bear is counted from when their device
+// was lost, not from when somebody came to write that down.
+func TestTolerationBeginsWithTheLoss(t *testing.T) {
+	f := newFleet(t, 3)
+	f.pod("patient", "d1", 600)
+	f.pod("very-patient", "d1", 7200)
+	f.quiet(time.Hour, "d1")
+	f.await("both that bear less than an hour are taken off", func() bool { return f.podGone("p1") && f.podGone("patient") })
+	if f.podGone("very-patient") {
+		t.Error("one that bears two hours is gone")
 	}
 }
 
@@ -228,7 +244,7 @@ func TestSilentDeviceLosesItsPods(t *testing.T) {
 func TestRestartOnAnOrder(t *testing.T) {
 	f := newFleet(t, 3)
 	pods := registry.For[*corev1.Pod](f.reg)
-	f.pod("owned", "d1")
+	f.pod("owned", "d1", 1)
 	_, err := pods.Update(t.Context(), "default", "owned", func(p *corev1.Pod) error {
 		p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "r", UID: "r", Controller: ptr.To(true)}}
 		return nil
@@ -245,20 +261,19 @@ func TestRestartOnAnOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f.quiet("d1")
+	f.quiet(0, "d1")
 	f.await("the Pod that is replaced is taken off", func() bool { return f.podGone("owned") })
 	if f.podGone("p1") {
 		t.Error("the Pod that nobody replaces was taken off")
 	}
 	f.hear("d1")
-	f.quiet("d2")
+	f.quiet(0, "d2")
 	f.await("the Pod of a device that should be back is taken off", func() bool { return f.podGone("p2") })
 }
 
 func TestNothingIsEvictedWhenHalfAreSilent(t *testing.T) {
 	f := newFleet(t, 4)
-	f.quiet("d1")
-	f.quiet("d2")
+	f.quiet(0, "d1", "d2")
 	f.await("both are not heard of", func() bool {
 		return f.ready("d1") == corev1.ConditionUnknown && f.ready("d2") == corev1.ConditionUnknown
 	})
