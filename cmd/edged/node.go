@@ -88,12 +88,16 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 		Version: kubernetesVersion + "+edged", DataDir: c.dataDir, Labels: c.parsed.labels, Taints: taints(c),
 		Registry: d.registry, Images: eng, Logger: d.log, Alone: func() bool { return d.store.Members() == 1 },
 		Now: d.clock.Now, ClockOff: func() bool { _, wrong := d.clock.Status().Wrong(); return wrong },
-		Ready: func() error {
+		Ready: func(ctx context.Context) error {
 			if !d.running.Load() {
 				return nodestatus.ErrStarting
 			}
-			if d.cni != nil {
-				return d.cni.Ready()
+			if d.cni == nil {
+				return nil
+			}
+			if err := d.cni.Ready(ctx); err != nil {
+				// The words of kubelet and containerd, which people look for.
+				return fmt.Errorf("container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:Network plugin returns error: %w", err)
 			}
 			return nil
 		},

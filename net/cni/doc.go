@@ -9,6 +9,7 @@
 // while Pods wait for it. [Network.Attach] runs its chain with ADD, [Network.Detach]
 // with DEL and the configuration that the Pod was attached with, [Network.Sync] ends
 // what is attached and not wanted, and has plugins of CNI 1.1 forget the rest (GC).
+// [Network.Ready] has them say whether they are available (STATUS).
 //
 // Promises. A Pod is added once: when the daemon starts again, what the plugins
 // answered is read back and they are asked to CHECK it; what fails that is deleted

@@ -125,10 +125,19 @@ func read(file string) (*libcni.NetworkConfigList, error) {
 	return libcni.ConfListFromConf(conf)
 }
 
-// Ready says why no Pod can be attached.
-func (n *Network) Ready() error {
-	_, err := n.load()
-	return err
+// Ready says why no Pod can be attached: there is no configuration, or a plugin of
+// CNI 1.1 says in its STATUS that it is not available.
+func (n *Network) Ready(ctx context.Context) error {
+	list, err := n.load()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	if err := n.plugins.GetStatusNetworkList(ctx, list); err != nil {
+		return fmt.Errorf("CNI network %s: %w", list.Name, err)
+	}
+	return nil
 }
 
 // Request is a Pod to attach.

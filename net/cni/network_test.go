@@ -91,7 +91,7 @@ func TestLifeOfAPod(t *testing.T) {
 	p := newPlace(t)
 	n := p.open()
 	req := cni.Request{ID: "uid-1", Namespace: "ns", Name: "pod", NetNS: netnstest.New(t).Path}
-	if _, err := n.Attach(t.Context(), req); err == nil || n.Ready() == nil || !strings.Contains(err.Error(), "no CNI configuration") {
+	if _, err := n.Attach(t.Context(), req); err == nil || n.Ready(t.Context()) == nil || !strings.Contains(err.Error(), "no CNI configuration") {
 		t.Errorf("without a configuration: %v", err)
 	}
 	p.plugin("one", "10.1.0.5", "")
@@ -175,4 +175,26 @@ func TestHalfAnAdd(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(p.dir, "state")); !os.IsNotExist(err) {
 		t.Errorf("the folder is there: %v", err)
 	}
+}
+
+// TestReady asks the plugins of a chain for their status, those of CNI 1.1.
+func TestReady(t *testing.T) {
+	p := newPlace(t)
+	p.plugin("one", "10.1.0.5", "")
+	p.plugin("two", "10.1.0.5", "STATUS")
+	p.write("conf/10-chain.conflist", chain)
+	n := p.open()
+	if err := n.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "broken") || !strings.Contains(err.Error(), "pods") {
+		t.Errorf("with a plugin that is not available: %v", err)
+	}
+	p.plugin("two", "10.1.0.5", "")
+	if err := n.Ready(t.Context()); err != nil {
+		t.Error(err)
+	}
+	p.expect("twice asked", "one STATUS", "two STATUS", "one STATUS", "two STATUS")
+	p.write("conf/10-chain.conflist", strings.Replace(chain, "1.1.0", "1.0.0", 1))
+	if err := n.Ready(t.Context()); err != nil {
+		t.Error(err)
+	}
+	p.expect("before CNI 1.1")
 }

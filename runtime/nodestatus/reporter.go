@@ -33,8 +33,10 @@ const (
 	// removal is how long the cluster may take to remove the device of a Node that
 	// was deleted.
 	removal = 10 * time.Second
-	// lookEvery is how often the disk is looked at.
+	// lookEvery is how often the disk is looked at, lookAgain how often while the
+	// device is not ready: as the kubelet looks at its runtime.
 	lookEvery = time.Minute
+	lookAgain = 5 * time.Second
 	// maxImages bounds the list in the Node object, as the kubelet's default.
 	maxImages = 50
 	// lowDisk is the share of free bytes or inodes below which the device is
@@ -68,8 +70,9 @@ type Config struct {
 	// Alone says that this device is a cluster by itself; nil is true. In a larger
 	// one, deleting its Node removes a device for good.
 	Alone func() bool
-	// Ready says why the device cannot run Pods; nil is ready.
-	Ready func() error
+	// Ready says why the device cannot run Pods; nil is ready. It is asked again
+	// every minute, and every 5 s while it is not.
+	Ready func(context.Context) error
 	// Now is the clock of what is written; nil is time.Now.
 	Now func() time.Time
 	// ClockOff says whether the system's clock is off the cluster's time; nil is
@@ -85,6 +88,7 @@ type Reporter struct {
 	wake  chan struct{}
 	// podCIDRs are what this device's Pods have their addresses from.
 	podCIDRs []string
+	unready  error     // of Run: what Ready said last
 	power    power     // of Run
 	gone     time.Time // when the Node was first found deleted
 }
@@ -134,7 +138,7 @@ func (r *Reporter) Register(ctx context.Context) (*corev1.Node, error) {
 
 // Run keeps the status true until ctx ends.
 func (r *Reporter) Run(ctx context.Context) error {
-	t := time.NewTicker(lookEvery)
+	t := time.NewTimer(lookEvery)
 	defer t.Stop()
 	defer r.nodes.Subscribe(func(e registry.Event[*corev1.Node]) {
 		if e.Object.Name == r.cfg.NodeName && doubted(e) {
@@ -150,6 +154,11 @@ func (r *Reporter) Run(ctx context.Context) error {
 			r.cfg.Logger.Info("the Node's status is written again")
 		}
 		failing = err != nil
+		if r.unready != nil {
+			t.Reset(lookAgain)
+		} else {
+			t.Reset(lookEvery)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -176,6 +185,7 @@ func (r *Reporter) report(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.unready = r.cfg.Ready(ctx)
 	now := metav1.NewTime(r.cfg.Now())
 	r.power.look("/sys", time.Now())
 	set := func(n *corev1.Node) error {
@@ -337,11 +347,10 @@ func (r *Reporter) fill(n *corev1.Node, m machine, images []engine.Image, now me
 	condition(s, corev1.NodePIDPressure, false, "KubeletHasInsufficientPID", "KubeletHasSufficientPID", "kubelet has insufficient PID available", "kubelet has sufficient PID available", now)
 	r.fillClock(s, now)
 	message := "kubelet is posting ready status"
-	err := r.cfg.Ready()
-	if err != nil {
-		message = err.Error()
+	if r.unready != nil {
+		message = r.unready.Error()
 	}
-	condition(s, corev1.NodeReady, err == nil, "KubeletReady", "KubeletNotReady", message, message, now)
+	condition(s, corev1.NodeReady, r.unready == nil, "KubeletReady", "KubeletNotReady", message, message, now)
 }
 
 // ClockOff is the condition of a device whose system's clock is off the cluster's

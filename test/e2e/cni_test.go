@@ -59,7 +59,7 @@ func TestOtherCNIPlugins(t *testing.T) {
 					return err
 				}
 				for _, is := range n.Status.Conditions {
-					if is.Type == corev1.NodeReady && is.Status == corev1.ConditionFalse && strings.Contains(is.Message, "there is no CNI configuration in "+conf) {
+					if is.Type == corev1.NodeReady && is.Status == corev1.ConditionFalse && strings.Contains(is.Message, "NetworkPluginNotReady") && strings.Contains(is.Message, "there is no CNI configuration in "+conf) {
 						return nil
 					}
 				}
@@ -157,4 +157,41 @@ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
 			})
 		})
 	}
+}
+
+// TestCNIPluginNotAvailable: while a plugin says in its STATUS that it is not
+// available, the Node is not ready, in kubelet's words.
+func TestCNIPluginNotAvailable(t *testing.T) {
+	conf, bin := t.TempDir(), t.TempDir()
+	closed := filepath.Join(bin, "closed")
+	for path, text := range map[string]string{
+		filepath.Join(conf, "10-gate.conflist"): `{"cniVersion":"1.1.0","name":"gate","plugins":[{"type":"gate"}]}`,
+		filepath.Join(bin, "gate"): "#!/bin/sh\ncat > /dev/null\n[ $CNI_COMMAND != STATUS ] || [ ! -e " + closed + ` ] || {
+	echo '{"cniVersion":"1.1.0","code":50,"msg":"its controller does not answer"}'; exit 1; }
+`,
+		closed: "",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := harness.Lone(t, "--cni-conf-dir", conf, "--cni-bin-dir", bin)
+	d.Eventually(60*time.Second, "not ready for its plugin", func() error {
+		n, err := d.Client().CoreV1().Nodes().Get(t.Context(), d.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for _, is := range n.Status.Conditions {
+			if is.Type == corev1.NodeReady && is.Status == corev1.ConditionFalse && is.Reason == "KubeletNotReady" &&
+				strings.HasPrefix(is.Message, "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:") &&
+				strings.Contains(is.Message, "its controller does not answer") {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", n.Status.Conditions)
+	})
+	if err := os.Remove(closed); err != nil {
+		t.Fatal(err)
+	}
+	allReady(t, d, 1)
 }
