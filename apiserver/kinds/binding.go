@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -44,7 +45,7 @@ func bindPod(ctx context.Context, r *registry.Registry, ns, name string, obj run
 		if err := bindable(pod, binding); err != nil {
 			return nil, err
 		}
-		assign(pod, binding)
+		assign(pod, binding, r.Now())
 		return pod, nil
 	}, registry.UpdateOptions{DryRun: opts.DryRun})
 	if err != nil {
@@ -77,7 +78,7 @@ func bindable(pod *corev1.Pod, binding *api.Binding) error {
 	return apierrors.NewConflict(schema.GroupResource{Resource: "pods/binding"}, pod.Name, err)
 }
 
-func assign(pod *corev1.Pod, binding *api.Binding) {
+func assign(pod *corev1.Pod, binding *api.Binding, now time.Time) {
 	pod.Spec.NodeName = binding.Target.Name
 	if utilfeature.DefaultFeatureGate.Enabled(features.ClearingNominatedNodeNameAfterBinding) {
 		pod.Status.NominatedNodeName = ""
@@ -93,12 +94,12 @@ func assign(pod *corev1.Pod, binding *api.Binding) {
 		}
 		maps.Copy(pod.Labels, binding.Labels)
 	}
-	setCondition(&pod.Status, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue})
+	setCondition(&pod.Status, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue}, now)
 }
 
 // setCondition sets a condition of a Pod; its time moves only with its status.
-func setCondition(status *corev1.PodStatus, c corev1.PodCondition) {
-	c.LastTransitionTime = metav1.Now().Rfc3339Copy()
+func setCondition(status *corev1.PodStatus, c corev1.PodCondition, now time.Time) {
+	c.LastTransitionTime = metav1.NewTime(now).Rfc3339Copy()
 	for i := range status.Conditions {
 		if old := &status.Conditions[i]; old.Type == c.Type {
 			if old.Status == c.Status {

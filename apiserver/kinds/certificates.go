@@ -100,12 +100,12 @@ type signingStatusStrategy struct{ signingRequestStrategy }
 
 // PrepareForUpdate keeps approvals and denials as they are; adding or removing
 // one fails validation.
-func (signingStatusStrategy) PrepareForUpdate(_ context.Context, obj, old runtime.Object) {
+func (signingStatusStrategy) PrepareForUpdate(ctx context.Context, obj, old runtime.Object) {
 	csr, was := obj.(*api.CertificateSigningRequest), old.(*api.CertificateSigningRequest)
 	csr.Spec = was.Spec
 	keepConditions(csr, was, api.CertificateApproved)
 	keepConditions(csr, was, api.CertificateDenied)
-	stampConditions(csr, was)
+	stampConditions(ctx, csr, was)
 }
 
 func (signingStatusStrategy) ValidateUpdate(_ context.Context, obj, old runtime.Object) field.ErrorList {
@@ -114,9 +114,9 @@ func (signingStatusStrategy) ValidateUpdate(_ context.Context, obj, old runtime.
 
 type approvalStrategy struct{ signingRequestStrategy }
 
-func (approvalStrategy) PrepareForUpdate(_ context.Context, obj, old runtime.Object) {
+func (approvalStrategy) PrepareForUpdate(ctx context.Context, obj, old runtime.Object) {
 	csr, was := obj.(*api.CertificateSigningRequest), old.(*api.CertificateSigningRequest)
-	stampConditions(csr, was)
+	stampConditions(ctx, csr, was)
 	conditions := csr.Status.Conditions
 	csr.Spec, csr.Status = was.Spec, was.Status
 	csr.Status.Conditions = conditions
@@ -148,8 +148,8 @@ func conditionsOf(csr *api.CertificateSigningRequest, typ api.RequestConditionTy
 }
 
 // stampConditions sets the times that the writer left out.
-func stampConditions(csr, was *api.CertificateSigningRequest) {
-	now := metav1.Now().Rfc3339Copy()
+func stampConditions(ctx context.Context, csr, was *api.CertificateSigningRequest) {
+	now := metav1.NewTime(registry.NowOf(ctx)).Rfc3339Copy()
 	for i := range csr.Status.Conditions {
 		c := &csr.Status.Conditions[i]
 		if c.LastUpdateTime.IsZero() {

@@ -164,7 +164,7 @@ func markAndDelete(ctx context.Context, r *registry.Registry, ns, name string, d
 			setCondition(&pod.Status, corev1.PodCondition{
 				Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue,
 				Reason: "EvictionByEvictionAPI", Message: "Eviction API: evicting",
-			})
+			}, r.Now())
 			return pod, nil
 		}, registry.UpdateOptions{})
 		if err != nil {

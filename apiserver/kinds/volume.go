@@ -31,9 +31,9 @@ func persistentVolumeClaims() *registry.Kind {
 // volumeStrategy follows pkg/registry/core/persistentvolume.
 type volumeStrategy struct{ base }
 
-func (volumeStrategy) PrepareForCreate(_ context.Context, obj runtime.Object) {
+func (volumeStrategy) PrepareForCreate(ctx context.Context, obj runtime.Object) {
 	pv := obj.(*api.PersistentVolume)
-	now := metav1.Now().Rfc3339Copy()
+	now := metav1.NewTime(registry.NowOf(ctx)).Rfc3339Copy()
 	pv.Status = api.PersistentVolumeStatus{Phase: api.VolumePending, LastPhaseTransitionTime: &now}
 	pvutil.DropDisabledSpecFields(&pv.Spec, nil)
 }
@@ -67,7 +67,7 @@ func (volumeStrategy) WarningsOnUpdate(_ context.Context, obj, _ runtime.Object)
 type volumeStatusStrategy struct{ volumeStrategy }
 
 // PrepareForUpdate notes when the phase changed if the writer did not.
-func (volumeStatusStrategy) PrepareForUpdate(_ context.Context, obj, old runtime.Object) {
+func (volumeStatusStrategy) PrepareForUpdate(ctx context.Context, obj, old runtime.Object) {
 	pv, was := obj.(*api.PersistentVolume), old.(*api.PersistentVolume)
 	pv.Spec = was.Spec
 	at, before := pv.Status.LastPhaseTransitionTime, was.Status.LastPhaseTransitionTime
@@ -75,7 +75,7 @@ func (volumeStatusStrategy) PrepareForUpdate(_ context.Context, obj, old runtime
 	case pv.Status.Phase == was.Status.Phase && at == nil:
 		pv.Status.LastPhaseTransitionTime = before
 	case pv.Status.Phase != was.Status.Phase && (at == nil || at.Equal(before)):
-		now := metav1.Now().Rfc3339Copy()
+		now := metav1.NewTime(registry.NowOf(ctx)).Rfc3339Copy()
 		pv.Status.LastPhaseTransitionTime = &now
 	}
 }

@@ -181,6 +181,18 @@ func WithUser(ctx context.Context, u user.Info) context.Context { return request
 // which may do everything.
 func UserFrom(ctx context.Context) (user.Info, bool) { return request.UserFrom(ctx) }
 
+// clockKey is of the registry's clock in the context of a request.
+type clockKey struct{}
+
+// NowOf is [Registry.Now] for the strategy of a kind, in the context of a request;
+// time.Now in any other.
+func NowOf(ctx context.Context) time.Time {
+	if now, ok := ctx.Value(clockKey{}).(func() time.Time); ok {
+		return now()
+	}
+	return time.Now()
+}
+
 // device is who in-process requests are made by.
 var device = &user.DefaultInfo{Name: "system:edged", Groups: []string{user.SystemPrivilegedGroup, user.AllAuthenticated}}
 
@@ -218,6 +230,7 @@ func (r *Registry) begin(ctx context.Context, verb string, gr schema.GroupResour
 			Namespace: ns, Resource: gr.Resource, Subresource: sub, Name: name,
 		})
 	}
+	ctx = context.WithValue(ctx, clockKey{}, r.now)
 	return &call{ctx: ctx, kind: k, gr: gr, ns: ns, sub: sub, own: !foreign}, nil
 }
 
