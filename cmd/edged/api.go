@@ -52,7 +52,8 @@ func listen(c *config) (p ports, err error) {
 			return p, errors.Join(fmt.Errorf("--etcd-listen: %w", err), p.close())
 		}
 	}
-	if p.peer, err = net.Listen("tcp", c.peerListen); err != nil {
+	quiet := net.ListenConfig{KeepAlive: noProbes}
+	if p.peer, err = quiet.Listen(context.Background(), "tcp", c.peerListen); err != nil {
 		return p, errors.Join(fmt.Errorf("--peer-listen: %w", err), p.close())
 	}
 	if p.control, err = listenControl(c.runDir); err != nil {

@@ -52,8 +52,14 @@ const (
 	tick               = 100 * time.Millisecond
 	heartbeat          = 500 * time.Millisecond
 	electionTime       = 2 * time.Second
+	// noProbes has TCP not look after connections of members, who do so themselves:
+	// a probe every 15 s in each that idles is much where it is metered.
+	noProbes = -1
 	// anAddress is how often a device that joins looks for an address.
 	anAddress = time.Second
+	// askAgain is how often one that was let in asks for the cluster's state while
+	// nobody answers.
+	askAgain = time.Second
 )
 
 // sharedSettings are the flags of clusterFile.Settings.
@@ -250,7 +256,7 @@ func (d *device) dialPeer(ctx context.Context, peer string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return (&tls.Dialer{Config: d.identity.PeerClientTLS()}).DialContext(ctx, "tcp", u.Host)
+	return (&tls.Dialer{NetDialer: &net.Dialer{KeepAlive: noProbes}, Config: d.identity.PeerClientTLS()}).DialContext(ctx, "tcp", u.Host)
 }
 
 // joinHandler lets devices in.

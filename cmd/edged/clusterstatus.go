@@ -221,6 +221,9 @@ func (c clusterStatus) table(out io.Writer) error {
 			fmt.Fprintf(w, "%s did not answer: %s\n", s.Node, s.UnknownCause)
 		}
 	}
+	if len(c.Devices) == 2 && slices.ContainsFunc(c.Devices, func(s deviceStatus) bool { return s.Role == "learner" }) {
+		fmt.Fprintln(w, "Of two devices one has the vote: without the other all goes on, without it nothing can be changed. A witness or a third device mends that.")
+	}
 	if c.Role == "without a leader" {
 		fmt.Fprintln(w, "There is no leader: writes are refused until most of the devices that vote are reached.")
 	}

@@ -2,13 +2,56 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+const (
+	// lookAtMemory is how often a witness looks how much it holds, smallEnough the
+	// bytes resident that it leaves alone: what it needs all the time is less.
+	lookAtMemory = 30 * time.Second
+	smallEnough  = 20 << 20
+)
+
+// keepSmall gives memory back, until ctx ends, when this process holds more than a
+// witness needs at rest: what an election or somebody's request took.
+func keepSmall(ctx context.Context) error {
+	t := time.NewTicker(lookAtMemory)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		n, err := resident()
+		if err == nil && n > smallEnough {
+			err = releaseMemory()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// resident is how many bytes of memory this process holds, shared ones too.
+func resident() (int64, error) {
+	data, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0, err
+	}
+	var size, pages int64
+	if _, err := fmt.Sscan(string(data), &size, &pages); err != nil {
+		return 0, fmt.Errorf("read /proc/self/statm: %w", err)
+	}
+	return pages * int64(os.Getpagesize()), nil
+}
 
 // releaseMemory gives back what only starting needed: free heap to the system,
 // and the pages of the binary that the start touched. Those stay in the page

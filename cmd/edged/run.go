@@ -182,14 +182,32 @@ func (d *device) open(ctx context.Context) (err error) {
 	if len(c.join) > 0 && !slices.ContainsFunc(d.identity.CAs(), func(ca *x509.Certificate) bool { return c.parsed.token.Pin == join.PinOf(ca) }) {
 		return fmt.Errorf("--join: this device is of a cluster already, and the token is for another one; `edged reset` makes it forget the first")
 	}
-	// Without waiting for a leader: this device's own replica says what it has to
-	// run, also when it is alone.
-	d.store, err = raftstore.OpenUnready(ctx, d.storeConfig())
-	if err != nil {
+	if err := d.openStore(ctx); err != nil {
 		return err
 	}
 	d.onClose(d.store.Close)
 	return d.openAPI()
+}
+
+// openStore does not wait for a leader: this device's own replica says what it has
+// to run, also when it is alone. One that was let in and has no replica yet asks the
+// others until they answer: all may have lost their power meanwhile.
+func (d *device) openStore(ctx context.Context) (err error) {
+	for told := ""; ; {
+		d.store, err = raftstore.OpenUnready(ctx, d.storeConfig())
+		if !errors.Is(err, raftstore.ErrNotLetIn) || ctx.Err() != nil {
+			return err
+		}
+		if err.Error() != told {
+			told = err.Error()
+			d.log.Warn("no device of the cluster answers, trying again", "err", err)
+			d.setPhase("waiting for a device of the cluster: " + told)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(askAgain):
+		}
+	}
 }
 
 func (d *device) openIdentity() (err error) {
@@ -366,10 +384,15 @@ func (d *device) announce(ctx context.Context) error {
 	}
 	select {
 	case <-ctx.Done():
+		return nil
 	case <-time.After(after):
-		if err := releaseMemory(); err != nil {
-			d.log.Warn("memory that only starting needed was not given back", "err", err)
-		}
+	}
+	err := releaseMemory()
+	if err == nil && d.cfg.role == roleWitness {
+		err = keepSmall(ctx)
+	}
+	if err != nil {
+		d.log.Warn("memory that is not needed any more was not given back", "err", err)
 	}
 	return nil
 }
