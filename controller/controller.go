@@ -56,6 +56,7 @@ import (
 	"edged/controller/resourcequota"
 	"edged/controller/rootca"
 	"edged/controller/serviceaccount"
+	"edged/controller/signing"
 	"edged/controller/statefulset"
 )
 
@@ -72,6 +73,8 @@ type Config struct {
 	BootstrapObjects []runtime.Object
 	// RootCA is the cluster's CA, published in every namespace.
 	RootCA rootca.Source
+	// Signer certifies users whose requests were approved.
+	Signer signing.Signer
 	// ClusterDomain is the DNS domain of Services.
 	ClusterDomain string
 	// Liveness tells when a device was last heard of; nil for a lone device.
@@ -105,6 +108,7 @@ func controllers(cfg Config) map[string]loop.Run {
 		"resourcequota":          resourcequota.Run,
 		"rootca":                 rootca.Run(cfg.RootCA),
 		"serviceaccount":         serviceaccount.Run,
+		"signing":                signing.Run(cfg.Signer),
 		"statefulset":            statefulset.Run,
 	}
 }

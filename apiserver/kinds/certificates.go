@@ -19,8 +19,7 @@ import (
 	"edged/apiserver/registry"
 )
 
-// certificates are the kinds of the group certificates.k8s.io. edged signs
-// nothing: requests wait for a signer that a user brings. Who may approve and
+// certificates are the kinds of the group certificates.k8s.io. Who may approve and
 // sign is checked by admission, which knows the authorizer.
 func certificates() []*registry.Kind {
 	v1 := certificatesv1.SchemeGroupVersion

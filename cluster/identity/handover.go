@@ -18,6 +18,9 @@ import (
 // nodesGroup is the organization of every device's certificate.
 const nodesGroup = "system:nodes"
 
+// mastersGroup is the organization of administrators.
+const mastersGroup = "system:masters"
+
 // Shared is what all devices of a cluster have in common, as PEM.
 type Shared struct{ CA, CAKey, ServiceAccountKey []byte }
 
@@ -181,7 +184,7 @@ func (i *Identity) apiServerCertificate(*tls.CertificateRequestInfo) (*tls.Certi
 	}
 	cert, err := i.ca.Load().tlsCertificate(now, i.key, leaf{
 		commonName:   "kube-apiserver-kubelet-client",
-		organization: []string{"system:masters"},
+		organization: []string{mastersGroup},
 		usage:        []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		ttl:          clientTTL,
 	})

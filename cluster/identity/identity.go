@@ -225,7 +225,7 @@ func (i *Identity) WriteAdminKubeconfig() error {
 	if old, err := os.ReadFile(i.cfg.AdminKubeconfig); err == nil && i.fresh(old) {
 		return nil
 	}
-	data, err := i.Kubeconfig(i.cfg.APIServer, "admin", []string{"system:masters"}, adminTTL)
+	data, err := i.Kubeconfig(i.cfg.APIServer, "admin", []string{mastersGroup}, adminTTL)
 	if err != nil {
 		return err
 	}
