@@ -111,6 +111,10 @@ image: deps ## dist/edged-<board>.img and .upgrade: make image BOARD=rpi|amd64 [
 .PHONY: test-image
 test-image: kubectl ## build both images and boot them under qemu-system [CUTS=n]
 	bash .ci/test-image.sh
+.PHONY: test-helm
+test-helm: build kubectl ## helm and an operator on controller-runtime against devices; the first build takes four minutes of CPU
+	cd test/users && go build -ldflags '-s -w' -o ../../bin/helm helm.sh/helm/v4/cmd/helm && go build -ldflags '-s -w' -o ../../bin/operator ./operator
+	EDGED_USERS=1 go test -count=1 -v -run 'TestHelm$$|TestOperator$$' ./test/e2e
 .PHONY: test-ten
 test-ten: build kubectl ## ten devices, one cluster: 90 s, 1 GB of memory
 	EDGED_TEN=1 go test -count=1 -v -run 'TestTenDevices$$' ./test/e2e
