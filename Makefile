@@ -109,8 +109,11 @@ image: deps ## dist/edged-<board>.img and .upgrade: make image BOARD=rpi|amd64 [
 	bash .ci/image.sh $(BOARD)
 
 .PHONY: test-image
-test-image: kubectl ## build both images and boot them under qemu-system [CUTS=n]
-	bash .ci/test-image.sh
+test-image: kubectl ## build both images twice and boot them under qemu-system
+	CUTS= FLEET= bash .ci/test-image.sh
+.PHONY: test-cuts
+test-cuts: kubectl ## the power of emulated Raspberry Pis cut under load: make test-cuts [CUTS=200]
+	FLEET= CUTS=$(or $(CUTS),200) bash .ci/test-image.sh
 .PHONY: test-helm
 test-helm: build kubectl ## helm and an operator on controller-runtime against devices; the first build takes four minutes of CPU
 	cd test/users && go build -ldflags '-s -w' -o ../../bin/helm helm.sh/helm/v4/cmd/helm && go build -ldflags '-s -w' -o ../../bin/operator ./operator
@@ -121,7 +124,7 @@ test-ten: build kubectl ## ten devices, one cluster: 90 s, 1 GB of memory
 
 .PHONY: test-fleet
 test-fleet: kubectl ## three emulated machines with the same card become a cluster, and lose one
-	FLEET=1 bash .ci/test-image.sh
+	CUTS= FLEET=1 bash .ci/test-image.sh
 
 .PHONY: unit-arm
 unit-arm: ## unit tests of what can run under qemu-user, for arm64 and arm

@@ -50,5 +50,10 @@ GOOS=linux GOARCH=$arch go build -buildvcs=false -ldflags "-s -w -buildid=" -o "
 go run ./buildroot/image -board "$board" -edged "$EDGED" -init "$init" -kernel "$kernel" -firmware "$firmware" -debian "$debian" \
   -version "$VERSION" -key "$key" -config "${CONFIG:-}" \
   $(for f in ${PRELOAD:-}; do echo "-preload $f"; done) -out "$dist/edged-$board.img"
-[ "${NOXZ:-}" ] || xz -T1 -6 -kf "$dist/edged-$board.img"
+if [ ! "${NOXZ:-}" ]; then
+  xz -T1 -9 -kf "$dist/edged-$board.img"
+  size=$(stat -c %s "$dist/edged-$board.img.xz")
+  # Without what a fleet's owner adds.
+  [ "$size" -le 40000000 ] || [ "${PRELOAD:-}" ] || { echo "image: $board has $size bytes as .xz, more than 40 MB" >&2; exit 1; }
+fi
 (cd "$dist" && ls -l "edged-$board".*)

@@ -54,7 +54,7 @@ func ServeDisk(path, socket string) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Disk{Socket: socket, f: f, size: size, l: l, rng: rand.New(rand.NewPCG(1, 2)), conns: map[net.Conn]bool{}}
+	d := &Disk{Socket: socket, f: f, size: size, l: l, rng: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), conns: map[net.Conn]bool{}}
 	d.wg.Add(1)
 	go func() {
 		defer d.wg.Done()
@@ -176,6 +176,15 @@ func (d *Disk) CutAtFlush(n int) <-chan struct{} {
 	defer d.mu.Unlock()
 	d.cutIn, d.dark = n, make(chan struct{})
 	return d.dark
+}
+
+// Spare takes CutAtFlush back, if the power has not gone.
+func (d *Disk) Spare() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	spared := d.cutIn > 0
+	d.cutIn = 0
+	return spared
 }
 
 func (d *Disk) powerGoes() bool {

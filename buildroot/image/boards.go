@@ -12,10 +12,6 @@ type board struct {
 	kernel string
 	// bootFiles are copied into the slot's folder: glob patterns below kernel's.
 	bootFiles []string
-	// squashfs is how the root is packed, as mksquashfs takes it. What the kernel
-	// reads and packs tightest: the image is packed once more, which gains nothing
-	// on what is packed already.
-	squashfs []string
 	// firmware are files of the firmware's folder for the boot partition.
 	firmware []string
 	// initModules are loaded from an initial RAM disk, if there is one;
@@ -29,7 +25,7 @@ const mib = 1 << 20
 // device.
 const (
 	fatBytes  = 160 * mib
-	rootBytes = 64 * mib
+	rootBytes = 128 * mib
 	dataBytes = 4 * mib
 )
 
@@ -58,15 +54,13 @@ var boards = []board{
 	{
 		name: "rpi", arch: "arm64", kernel: "vmlinuz",
 		cmdline:   "console=tty1 console=serial0,115200 rootfstype=squashfs ro rootwait cgroup_enable=memory cgroup_memory=1 psi=1 panic=10 oops=panic loglevel=4",
-		squashfs:  []string{"-comp", "gzip"}, // the only one that kernel.rpi reads
 		bootFiles: []string{"bcm271[0-2]*.dtb"},
 		firmware:  []string{"bootcode.bin", "start.elf", "fixup.dat", "start4.elf", "fixup4.dat"},
 	},
 	{
 		name: "amd64", arch: "amd64", gpt: true, kernel: "boot/vmlinuz-*",
 		// gpt: use the copy at the end if a power cut came while the table grew.
-		squashfs: []string{"-comp", "xz", "-Xbcj", "x86"},
-		cmdline:  "console=tty0 console=ttyS0,115200 rootfstype=squashfs ro gpt psi=1 panic=10 oops=panic loglevel=4",
+		cmdline: "console=tty0 console=ttyS0,115200 rootfstype=squashfs ro gpt psi=1 panic=10 oops=panic loglevel=4",
 		initModules: []string{
 			"squashfs", "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ata_piix", "nvme",
 			"hv_vmbus", "hv_storvsc", "vmw_pvscsi", "xen-blkfront",
