@@ -111,6 +111,16 @@ func (r release) debVersion() string {
 	return v
 }
 
+// copyright is Debian's name for the licence, which its base system carries; those
+// of what is linked are in the SBOM.
+const copyright = `Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+
+Files: *
+Copyright: The edged authors
+License: Apache-2.0
+ On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.
+`
+
 const postinst = `#!/bin/sh
 set -e
 [ "$1" = configure ] && [ -d /run/systemd/system ] || exit 0
@@ -131,6 +141,7 @@ func (r release) deb(a arch, binary, bom []byte) ([]byte, error) {
 	files := []file{
 		{"usr/bin/edged", 0o755, binary},
 		{"lib/systemd/system/edged.service", 0o644, at("/usr/bin/edged", systemdUnit)},
+		{"usr/share/doc/edged/copyright", 0o644, []byte(copyright)},
 		{"usr/share/doc/edged/edged.cdx.json", 0o644, bom},
 		{"usr/share/doc/edged/edged.openrc", 0o644, at("/usr/bin/edged", openrcScript)},
 	}

@@ -71,7 +71,8 @@ func TestDeb(t *testing.T) {
 	}
 }
 
-// TestBundleInstalls runs the one command of the bundle below a folder.
+// TestBundleInstalls runs the one command of the bundle below a folder with
+// systemd and below one with OpenRC.
 func TestBundleInstalls(t *testing.T) {
 	r := testRelease(t)
 	image := filepath.Join(t.TempDir(), "app.tar")
@@ -83,20 +84,45 @@ func TestBundleInstalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, root := t.TempDir(), t.TempDir()
+	dir := t.TempDir()
 	untar(t, data, dir)
-	cmd := exec.Command("sh", filepath.Join(dir, r.bundleName(arches[0]), "install.sh"))
-	cmd.Env = append(os.Environ(), "ROOT="+root)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("install.sh: %v\n%s", err, out)
-	}
-	for path, want := range map[string]string{
-		"usr/local/bin/edged":              "the binary",
-		"var/lib/edged/images/app.tar":     "an image",
-		"etc/systemd/system/edged.service": "ExecStart=/usr/local/bin/edged run",
+	for name, c := range map[string]struct {
+		there      string // what tells the service manager
+		path, want string
+		mode       os.FileMode
+	}{
+		"systemd": {"lib/systemd/systemd", "etc/systemd/system/edged.service", "\nExecStart=/usr/local/bin/edged run\n", 0o644},
+		"OpenRC":  {"sbin/openrc-run", "etc/init.d/edged", "\ncommand=\"/usr/local/bin/edged\"\n", 0o755},
 	} {
-		if have, err := os.ReadFile(filepath.Join(root, path)); err != nil || !strings.Contains(string(have), want) {
-			t.Errorf("%s: %q, %v; want %q", path, have, err, want)
+		root := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(root, filepath.Dir(c.there)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, c.there), nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("sh", filepath.Join(dir, r.bundleName(arches[0]), "install.sh"))
+		cmd.Env = append(os.Environ(), "ROOT="+root)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: install.sh: %v\n%s", name, err, out)
+		}
+		for _, f := range []struct {
+			path, want string
+			mode       os.FileMode
+		}{
+			{"usr/local/bin/edged", "the binary", 0o755},
+			{"var/lib/edged/images/app.tar", "an image", 0o644},
+			{c.path, c.want, c.mode},
+		} {
+			path := filepath.Join(root, f.path)
+			if have, err := os.ReadFile(path); err != nil || !strings.Contains(string(have), f.want) {
+				t.Errorf("%s: %s: %q, %v; want %q", name, f.path, have, err, f.want)
+			} else if fi, err := os.Stat(path); err != nil || fi.Mode() != f.mode {
+				t.Errorf("%s: %s has mode %v, %v; want %v", name, f.path, fi.Mode(), err, f.mode)
+			}
+		}
+		if fi, err := os.Stat(filepath.Join(root, "var/lib/edged")); err != nil || fi.Mode().Perm() != 0o700 {
+			t.Errorf("%s: the folder of data has mode %v, %v", name, fi.Mode(), err)
 		}
 	}
 }

@@ -18,20 +18,25 @@ for f in images/*; do
 done
 [ ! -f config.yaml ] || [ -e "$root/etc/edged/config.yaml" ] || cp config.yaml "$root/etc/edged/config.yaml"
 
-if [ -d /run/systemd/system ] || [ -n "$root" ]; then
-	mkdir -p "$root/etc/systemd/system"
-	sed "s|@BIN@|$prefix/bin/edged|" edged.service >"$root/etc/systemd/system/edged.service"
-fi
+put() { # what, where, mode
+	mkdir -p "$root$(dirname "$2")"
+	sed "s|@BIN@|$prefix/bin/edged|" "$1" >"$root$2"
+	chmod "$3" "$root$2"
+}
 if [ -z "$root" ] && [ -d /run/systemd/system ]; then
+	put edged.service /etc/systemd/system/edged.service 0644
 	systemctl daemon-reload
 	systemctl enable edged
 	systemctl restart edged
-elif [ -z "$root" ] && command -v openrc-run >/dev/null; then
-	sed "s|@BIN@|$prefix/bin/edged|" edged.openrc >/etc/init.d/edged
-	chmod 0755 /etc/init.d/edged
-	rc-update add edged default
-	rc-service edged restart
-elif [ -z "$root" ]; then
+elif [ -e "$root/sbin/openrc-run" ]; then
+	put edged.openrc /etc/init.d/edged 0755
+	if [ -z "$root" ]; then
+		rc-update add edged default
+		rc-service edged restart
+	fi
+elif [ -n "$root" ]; then
+	put edged.service /etc/systemd/system/edged.service 0644
+else
 	echo "install.sh: neither systemd nor OpenRC runs here: start \`$prefix/bin/edged run\` yourself" >&2
 fi
 echo "edged is installed in $root$prefix/bin"
