@@ -28,7 +28,6 @@ EDGED_BUILD_TARGETS = cmd/edged
 EDGED_TAGS = grpcnotrace
 EDGED_LDFLAGS = -s -w -X main.version=$(EDGED_VERSION)
 EDGED_GO_ENV = CGO_ENABLED=0
-EDGED_INSTALL_BINS = edged
 else
 EDGED_VERSION = local
 EDGED_SITE = $(call qstrip,$(BR2_PACKAGE_EDGED_DIST))
