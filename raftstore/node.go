@@ -144,6 +144,7 @@ type node struct {
 	durable   chan mvcc.Applied // from the committer to run
 	wantSync  chan struct{}     // from run to the committer
 	short     chan struct{}     // holds one: low was set
+	replayed  chan struct{}     // closed when what the log knows to be decided is applied
 	done      chan struct{}     // closed when run has ended
 	sending   sync.WaitGroup    // of snapshots
 	ctx       context.Context
@@ -189,7 +190,7 @@ func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *s
 		cfg: cfg, wal: log, log: logger, db: db, pins: map[uint64]uint64{}, waiting: map[uint64]*waiter{}, next: &readers{}, committed: db.Applied(),
 		proposals: make(chan uint64, maxBatch), reads: make(chan *waiter, maxBatch), inbox: make(chan *raftpb.Message, maxInbox),
 		snapshots: make(chan received), reports: make(chan report, 64), control: make(chan func(*consensus.Core)),
-		durable: make(chan mvcc.Applied, 1), wantSync: make(chan struct{}, 1), short: make(chan struct{}, 1), done: make(chan struct{}), slots: make(chan struct{}, 2),
+		durable: make(chan mvcc.Applied, 1), wantSync: make(chan struct{}, 1), short: make(chan struct{}, 1), replayed: make(chan struct{}), done: make(chan struct{}), slots: make(chan struct{}, 2),
 	}
 	n.seen.Store(&view{changed: make(chan struct{})})
 	n.tickTime.Store(int64(cfg.tick))
@@ -332,8 +333,11 @@ func (n *node) run() {
 	n.ticking = time.NewTicker(n.pace())
 	defer n.ticking.Stop()
 	n.ticking.Stop()
-	for {
+	for first := true; ; first = false {
 		full, err := n.process()
+		if first {
+			close(n.replayed)
+		}
 		if err != nil {
 			if n.ctx.Err() == nil {
 				n.log.Error("the store stopped: its disk failed", "err", err)

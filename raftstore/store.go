@@ -182,7 +182,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 }
 
-// OpenUnready is Open without waiting for a leader; see Ready. ctx is for
+// OpenUnready is Open without waiting for a leader; see Ready. What the log knows
+// to be decided is applied: the state on disk may be of many starts ago. ctx is for
 // asking the cluster that is joined.
 func OpenUnready(ctx context.Context, cfg Config) (*Store, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
@@ -218,7 +219,12 @@ func OpenUnready(ctx context.Context, cfg Config) (*Store, error) {
 	if err := s.start(ctx, exists); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	return s, nil
+	select {
+	case <-s.node.replayed:
+		return s, nil
+	case <-ctx.Done():
+		return nil, errors.Join(ctx.Err(), s.Close())
+	}
 }
 
 func (cfg *Config) statePath() string {

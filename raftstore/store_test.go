@@ -59,6 +59,26 @@ func copyDir(t *testing.T, dir string) string {
 	return to
 }
 
+// TestOpenShowsTheLog: who reads as soon as a store is open, without asking for a
+// leader, sees what was acknowledged before a power cut, not the state on disk.
+func TestOpenShowsTheLog(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	value := strings.Repeat("v", 1000)
+	for i := range 1000 {
+		put(t, s, fmt.Sprintf("k%04d", i), value)
+	}
+	again, err := OpenUnready(context.Background(), Config{Dir: copyDir(t, dir)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { again.Close() })
+	resp, err := again.Range(context.Background(), &pb.RangeRequest{Key: []byte("k0999"), Serializable: true})
+	if err != nil || len(resp.Kvs) != 1 {
+		t.Errorf("the last write is not there: %v, %v", resp, err)
+	}
+}
+
 func TestHistory(t *testing.T) {
 	s := openStore(t, t.TempDir())
 	ctx := context.Background()
