@@ -13,7 +13,9 @@ import (
 )
 
 // FromRaft makes a Store of this device's replica.
-func FromRaft(s *raftstore.Store) Store { return &raftStore{Store: s, born: time.Now()} }
+func FromRaft(s *raftstore.Store) Store {
+	return &raftStore{Store: s, born: time.Now(), patience: leaderWait}
+}
 
 // leaderWait is how long a read waits for a leader before it is answered from
 // this device's own replica: longer than an election.
@@ -21,15 +23,20 @@ const leaderWait = 2 * time.Second
 
 type raftStore struct {
 	*raftstore.Store
-	born time.Time
+	born     time.Time
+	patience time.Duration // leaderWait
 	// leaderless is since when reads found no leader, as the time since born, which
 	// nobody sets; 0 if there was one.
 	leaderless atomic.Int64
 }
 
 // ReadIndex implements Store. While there is no leader only the first reads wait
-// for one.
+// for one. Who needs no other has one once its log is read, however long a slow card
+// takes for that: what was acknowledged is in there.
 func (s *raftStore) ReadIndex(ctx context.Context) (int64, error) {
+	if s.SoleVoter() {
+		return s.Store.ReadIndex(ctx)
+	}
 	if s.Leader() != 0 {
 		s.leaderless.Store(0)
 		revision, err := s.Store.ReadIndex(ctx)
@@ -39,7 +46,7 @@ func (s *raftStore) ReadIndex(ctx context.Context) (int64, error) {
 	}
 	now := time.Since(s.born)
 	s.leaderless.CompareAndSwap(0, int64(now))
-	left := leaderWait - (now - time.Duration(s.leaderless.Load()))
+	left := s.patience - (now - time.Duration(s.leaderless.Load()))
 	if left <= 0 {
 		return 0, ErrNoQuorum
 	}
