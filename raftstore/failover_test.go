@@ -211,6 +211,25 @@ func TestChangesAtOnce(t *testing.T) {
 	}
 }
 
+// TestLearnerAlone: a learner that hears nothing of its leader says that there is none,
+// until it does.
+func TestLearnerAlone(t *testing.T) {
+	c := newCluster(t, nil, "a")
+	a := c.members["a"]
+	if _, err := a.MemberAdd(t.Context(), &pb.MemberAddRequest{PeerURLs: []string{memberURL("b")}, IsLearner: true}); err != nil {
+		t.Fatal(err)
+	}
+	cfg := c.config("b", "a", "b")
+	cfg.Join = true
+	b := c.start(cfg)
+	c.wire.isolate(memberURL("a"), true)
+	eventually(t, "no leader", func() bool { return b.Leader() == 0 })
+	c.wire.isolate(memberURL("a"), false)
+	eventually(t, "a leader again", func() bool { return b.Leader() == a.MemberID() })
+	put(t, b.Store, "through the learner", "v")
+	c.same()
+}
+
 // TestAllMove: every member gets another address at once. One of them is where a
 // name leads; the others say to it where they are, and are found.
 func TestAllMove(t *testing.T) {

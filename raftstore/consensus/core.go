@@ -78,6 +78,8 @@ type Core struct {
 	// changing is the term in which this leader took a change of the membership that
 	// it has not applied, 0 for none.
 	changing uint64
+	// silent is for how many ticks no leader was heard of.
+	silent int
 	// received is the file of the snapshot that was stepped last, "" if it was
 	// installed.
 	received string
@@ -218,7 +220,10 @@ func (c *Core) restore() error {
 }
 
 // Tick tells that a tick's time has passed.
-func (c *Core) Tick() { c.raw.Tick() }
+func (c *Core) Tick() {
+	c.silent++
+	c.raw.Tick()
+}
 
 // NeedsTicks reports whether time matters to this member: a lone one has nobody
 // to hear from, one that waits for its first snapshot nothing to decide.
@@ -228,7 +233,7 @@ func (c *Core) NeedsTicks() bool {
 
 // Step takes a message of another member. Messages may be lost: an error says
 // only that this one was not taken.
-func (c *Core) Step(m *raftpb.Message) error {
+func (c *Core) Step(m *raftpb.Message) (err error) {
 	if m.GetTo() != c.id || raft.IsLocalMsg(m.GetType()) {
 		return fmt.Errorf("message of type %v for %x is not for %x", m.GetType(), m.GetTo(), c.id)
 	}
@@ -243,9 +248,13 @@ func (c *Core) Step(m *raftpb.Message) error {
 			if c.changePends() {
 				return ErrChanging
 			}
-			c.changing = c.Term()
+			defer func() { c.tookChange(err) }()
 		}
 		m.Term = nil // raft takes one with a term for another member's
+	}
+	switch m.GetType() {
+	case raftpb.MsgApp, raftpb.MsgHeartbeat, raftpb.MsgSnap:
+		c.silent = 0
 	}
 	return c.raw.Step(m)
 }
@@ -284,6 +293,13 @@ func (c *Core) changePends() bool {
 	return c.changing == c.Term() && (err != nil || c.raw.HasReady() || c.cfg.State.Applied().Index < last)
 }
 
+// tookChange notes that raft took a change, unless err says otherwise.
+func (c *Core) tookChange(err error) {
+	if err == nil {
+		c.changing = c.Term()
+	}
+}
+
 // Propose proposes an entry, or fails with ErrDropped. What was not applied when
 // an entry of a later term is never will be: only the leader of the term in which
 // it was proposed takes it, and a later leader's first entry comes after all that
@@ -298,14 +314,13 @@ func (c *Core) Propose(data []byte) error {
 // ProposeChange proposes a change of the membership, as Propose does.
 func (c *Core) ProposeChange(cc *raftpb.ConfChange) error {
 	to := c.Leader()
-	if to == c.id {
-		if c.changePends() {
-			return ErrChanging
-		}
-		c.changing = c.Term()
+	if to == c.id && c.changePends() {
+		return ErrChanging
 	}
 	if to == 0 || to == c.id {
-		return c.raw.ProposeConfChange(cc)
+		err := c.raw.ProposeConfChange(cc)
+		c.tookChange(err)
+		return err
 	}
 	data, err := proto.Marshal(cc)
 	if err != nil {
@@ -546,8 +561,17 @@ func (c *Core) Members() *Membership { return c.members }
 // ID is the member's.
 func (c *Core) ID() uint64 { return c.id }
 
-// Leader is the id of the leader as far as known, 0 for none.
-func (c *Core) Leader() uint64 { return c.raw.BasicStatus().Lead }
+// Leader is the id of the leader as far as known, 0 for none. Raft lets those that
+// vote give a silent one up; a learner does so after the most that it bears of them.
+func (c *Core) Leader() uint64 {
+	lead := c.raw.BasicStatus().Lead
+	if c.silent > 2*c.cfg.ElectionTicks && lead != c.id && c.members != nil {
+		if e := c.members.Member(c.id); e != nil && e.Learner {
+			return 0
+		}
+	}
+	return lead
+}
 
 // Term is raft's.
 func (c *Core) Term() uint64 { return c.raw.BasicStatus().GetTerm() }
