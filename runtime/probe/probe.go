@@ -57,6 +57,13 @@ type Target struct {
 	Resumed bool
 }
 
+// A container that is not ready right after its start is asked again between
+// firstRetry and lastRetry later, whatever its period: it starts to listen in a moment.
+const (
+	firstRetry = 100 * time.Millisecond
+	lastRetry  = time.Second
+)
+
 // Set runs the probes of one container.
 type Set struct {
 	target Target
@@ -127,6 +134,7 @@ func (s *Set) run(ctx context.Context, kind Kind, p *corev1.Probe, after <-chan 
 			wait = rand.N(period)
 		}
 		state := outcome{known: s.target.Resumed, now: s.target.Resumed}
+		early := firstRetry
 		for sleep(ctx, max(wait, 0)) {
 			begin := time.Now()
 			ok, output, err := s.once(ctx, p)
@@ -135,6 +143,10 @@ func (s *Set) run(ctx context.Context, kind Kind, p *corev1.Probe, after <-chan 
 			}
 			if err != nil {
 				ok, output = false, err.Error()
+			}
+			if !ok && kind == Readiness && !state.known && early < min(period, lastRetry) {
+				wait, early = early, 2*early
+				continue
 			}
 			if !ok {
 				s.fail(kind, output)
