@@ -4,6 +4,7 @@ package registry_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -416,6 +417,41 @@ func TestEvictionMindsTheBudget(t *testing.T) {
 	}
 	if err := evict("p2"); !apierrors.IsTooManyRequests(err) || !strings.Contains(err.Error(), "would violate the pod's disruption budget") {
 		t.Errorf("beyond the budget: %v, want 429", err)
+	}
+}
+
+// refusal admits everything but POSTs to a subresource.
+type refusal struct{ saw map[string]string }
+
+func (refusal) Admit(context.Context, *registry.Attributes) error { return nil }
+
+func (f refusal) Validate(_ context.Context, a *registry.Attributes) error {
+	if a.Subresource == "" || a.Operation != "CREATE" {
+		return nil
+	}
+	f.saw[a.Subresource] = fmt.Sprintf("%T %s/%s", a.Object, a.Namespace, a.Name)
+	return apierrors.NewForbidden(a.Resource.GroupResource(), a.Name, errors.New("refused"))
+}
+
+// TestAdmissionOfSubresources: who may refuse a write may refuse an eviction and a
+// binding, too.
+func TestAdmissionOfSubresources(t *testing.T) {
+	f := refusal{map[string]string{}}
+	r := registrytest.NewWith(t, registry.Config{Store: registrytest.NewMemStore(), Admission: f})
+	pods := registry.For[*corev1.Pod](r)
+	must(pods.Create(t.Context(), pod("p", "")))(t)
+	meta := metav1.ObjectMeta{Name: "p", Namespace: "ns"}
+	for sub, obj := range map[string]runtime.Object{
+		"binding":  &corev1.Binding{ObjectMeta: meta, Target: corev1.ObjectReference{Kind: "Node", Name: "n1"}},
+		"eviction": &policyv1.Eviction{ObjectMeta: meta},
+	} {
+		want := fmt.Sprintf("%T ns/p", obj)
+		if _, err := r.CreateSubresource(t.Context(), podsRes, "ns", "p", sub, obj, registry.CreateOptions{}); !apierrors.IsForbidden(err) || f.saw[sub] != want {
+			t.Errorf("%s: %v; admission saw %q, want %q", sub, err, f.saw[sub], want)
+		}
+	}
+	if p, ok := pods.Get("ns", "p"); !ok || p.Spec.NodeName != "" || p.DeletionTimestamp != nil {
+		t.Errorf("the Pod was changed: %v", p)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/admission"
 )
 
 // CreateSubresource is a POST to a subresource of the named object, such as
@@ -21,5 +22,13 @@ func (r *Registry) CreateSubresource(ctx context.Context, gr schema.GroupResourc
 	case s.Create == nil:
 		return nil, methodNotAllowed(c.gr, "create")
 	}
-	return s.Create(c.ctx, r, c.ns, name, obj, opts)
+	attrs := r.attributes(c, admission.Create, nil, obj, &opts, opts.DryRun)
+	attrs.Name = name
+	if err := r.admit(c.ctx, attrs); err != nil {
+		return nil, err
+	}
+	if err := r.validate(c.ctx, attrs); err != nil {
+		return nil, err
+	}
+	return s.Create(c.ctx, r, c.ns, name, attrs.Object, opts)
 }
