@@ -63,7 +63,9 @@ type backend struct {
 }
 
 func newAggregator(s *Server) *aggregator {
-	return &aggregator{Server: s, services: registry.For[*apiregistrationv1.APIService](s.reg), backends: map[string]*backend{}}
+	g := &aggregator{Server: s, services: registry.For[*apiregistrationv1.APIService](s.reg), backends: map[string]*backend{}}
+	s.reg.SetVirtual(apiregistrationv1.SchemeGroupVersion.WithResource("apiservices").GroupResource(), g.local)
+	return g
 }
 
 // serve answers a request for a group version that is another's. It reports

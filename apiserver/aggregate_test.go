@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
@@ -22,6 +24,30 @@ import (
 	"edged/apiserver"
 	"edged/apiserver/registry"
 )
+
+// TestLocalAPIServices: what this server serves itself shows as on any cluster.
+func TestLocalAPIServices(t *testing.T) {
+	e := newEnv(t, nil)
+	if _, err := registry.For[*corev1.Namespace](e.reg).Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}}); err != nil && !apierrors.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	list, err := e.reg.List(t.Context(), apiregistrationv1.Resource("apiservices"), "", registry.ListOptions{})
+	must(t, err)
+	found := map[string]string{}
+	for _, o := range list.Items {
+		s := o.(*apiregistrationv1.APIService)
+		found[s.Name] = fmt.Sprintf("%d %d %s", s.Spec.GroupPriorityMinimum, s.Spec.VersionPriority, s.Status.Conditions[0].Reason)
+	}
+	for name, want := range map[string]string{"v1.apps": "17800 15 Local", "v2.autoscaling": "17500 30 Local", "v1.autoscaling": "17500 15 Local", "v1.apiregistration.k8s.io": ""} {
+		if found[name] != want {
+			t.Errorf("%s: %q, want %q; of %v", name, found[name], want, found)
+		}
+	}
+	table := text(t, e.do(e.admin(), "GET", "/apis/apiregistration.k8s.io/v1/apiservices/v1.", http.Header{"Accept": {"application/json;as=Table;g=meta.k8s.io;v=v1"}}))
+	if !strings.Contains(table, `"Local"`) || !strings.Contains(table, `"True"`) {
+		t.Errorf("as kubectl shows it: %s", table)
+	}
+}
 
 // TestAggregation: another server's group version is found and reached through
 // this one, which tells it who asks.

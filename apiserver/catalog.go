@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
-	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -158,16 +157,6 @@ func subresourcesOf(r *resource, tokens bool) map[string]subresource {
 	return subs
 }
 
-// groupOrder is upstream's order of groups (GroupPriorityMinimum of its
-// APIServices), by which clients resolve short names.
-var groupOrder = []string{
-	"", "apiregistration.k8s.io", "apps", "events.k8s.io", authenticationv1.GroupName, authorizationv1.GroupName,
-	"autoscaling", "batch", "certificates.k8s.io", "networking.k8s.io", "policy", "rbac.authorization.k8s.io",
-	"storage.k8s.io", "admissionregistration.k8s.io", "apiextensions.k8s.io", "scheduling.k8s.io",
-	"coordination.k8s.io", "node.k8s.io", "discovery.k8s.io", "flowcontrol.apiserver.k8s.io", "resource.k8s.io",
-	"storagemigration.k8s.io",
-}
-
 func (c *catalog) sortGroups() {
 	versions := map[string]map[string]bool{}
 	for gvr := range c.resources {
@@ -181,18 +170,11 @@ func (c *catalog) sortGroups() {
 		c.groups = append(c.groups, group{name, sorted})
 	}
 	slices.SortFunc(c.groups, func(a, b group) int {
-		if n := cmp.Compare(groupRank(a.name), groupRank(b.name)); n != 0 {
+		if n := cmp.Compare(priorityOf(b.name), priorityOf(a.name)); n != 0 {
 			return n
 		}
 		return strings.Compare(a.name, b.name)
 	})
-}
-
-func groupRank(name string) int {
-	if i := slices.Index(groupOrder, name); i >= 0 {
-		return i
-	}
-	return len(groupOrder)
 }
 
 // servesGroupVersion takes the form of OpenAPI paths: api/v1, apis/apps/v1.

@@ -27,7 +27,7 @@ type printer struct {
 }
 
 func newPrinter(r *registry.Registry) *printer {
-	return &printer{printers.NewTableGenerator().With(internalversion.AddHandlers), r}
+	return &printer{printers.NewTableGenerator().With(internalversion.AddHandlers, addServiceHandler), r}
 }
 
 // rows prints one object of any version. Columns and rows are the caller's.

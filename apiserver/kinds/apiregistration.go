@@ -13,8 +13,8 @@ import (
 )
 
 // registrations is the kind of the group apiregistration.k8s.io: who serves a
-// group version if this API server does not. There are no objects for what it
-// serves itself.
+// group version if this API server does not. The objects for what it serves itself
+// are virtual (apiserver/localservices.go).
 func registrations() []*registry.Kind {
 	const apiVersion = "apiregistration.k8s.io/v1"
 	k := row[apiregistrationv1.APIService, apiregistrationv1.APIServiceList](apiregistrationv1.SchemeGroupVersion, "apiservices", apiServiceStrategy{newBase(false).resets(apiVersion, "status")})

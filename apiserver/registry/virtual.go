@@ -12,8 +12,8 @@ import (
 )
 
 // SetVirtual has reads of a kind show objects that are in no store, as they are
-// when they are read: gets and lists of now, not watches, nor lists of an earlier
-// revision. A stored object of the same name is shown in their place. It must be
+// when they are read: gets and lists of now, and what a watch begins with, not what
+// becomes of them after that, nor lists of an earlier revision. A stored object of the same name is shown in their place. It must be
 // called before anything is read.
 func (r *Registry) SetVirtual(gr schema.GroupResource, objects func() []runtime.Object) {
 	if k := r.rows().byResource[gr]; k != nil {

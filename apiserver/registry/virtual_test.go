@@ -45,6 +45,15 @@ func TestVirtualObjects(t *testing.T) {
 	if _, err := r.Get(t.Context(), configMaps, "ns", "d", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("what is not there: %v", err)
 	}
+	w := must(r.Watch(t.Context(), configMaps, "ns", registry.ListOptions{}))(t)
+	var seen string
+	for range 3 {
+		seen += (<-w.C()).Object.(*corev1.ConfigMap).Name
+	}
+	w.Stop()
+	if seen != "abc" {
+		t.Errorf("a watch begins with %s", seen)
+	}
 	must(cm.Create(t.Context(), configMap("a")))(t)
 	if got := read(); got != "0" || list(registry.ListOptions{}) != "a b c" {
 		t.Errorf("stored, then read %s", got)

@@ -130,7 +130,7 @@ func (p *pump) stream() error {
 
 func (p *pump) sendInitial() error {
 	entries, revision := p.sel.entries()
-	for _, e := range entries {
+	for _, e := range p.sel.withVirtual(entries) {
 		if p.sel.all() || p.sel.matches(e.Object) {
 			if err := p.send(watch.Event{Type: watch.Added, Object: e.Object}); err != nil {
 				return err
