@@ -35,9 +35,6 @@ func (s *Server) checks(path string) []HealthCheck {
 			checks = append(checks, c)
 		}
 	}
-	if s.cfg.Ready != nil && path == "/readyz" {
-		checks = append(checks, HealthCheck{Name: "device", Check: s.cfg.Ready})
-	}
 	return checks
 }
 

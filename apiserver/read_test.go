@@ -220,15 +220,22 @@ func TestDiscovery(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	var ready error
-	e := newEnv(t, func(c *apiserver.Config) { c.Ready = func() error { return ready } })
+	e := newEnv(t, func(c *apiserver.Config) {
+		c.Checks = []apiserver.HealthCheck{{Name: "part/a", Live: true, Check: func() error { return nil }}, {Name: "device", Check: func() error { return ready }}}
+	})
 	anonymous := rest.AnonymousClientConfig(e.admin())
 	for path, want := range map[string]string{"/healthz": "ok", "/livez": "ok", "/readyz": "ok"} {
 		if got := text(t, e.do(anonymous, "GET", path, nil)); got != want {
 			t.Errorf("%s: %q", path, got)
 		}
 	}
-	if got := text(t, e.do(anonymous, "GET", "/readyz?verbose", nil)); got != "[+]ping ok\n[+]device ok\nreadyz check passed\n" {
+	if got := text(t, e.do(anonymous, "GET", "/readyz?verbose", nil)); got != "[+]ping ok\n[+]part/a ok\n[+]device ok\nreadyz check passed\n" {
 		t.Errorf("verbose: %q", got)
+	}
+	for path, want := range map[string]int{"/livez/part/a": 200, "/livez/device": 404, "/readyz/device": 200, "/readyz/nope": 404} {
+		if resp := e.do(e.admin(), "GET", path, nil); resp.StatusCode != want {
+			t.Errorf("%s: %d, want %d", path, resp.StatusCode, want)
+		}
 	}
 	ready = fmt.Errorf("replaying")
 	resp := e.do(anonymous, "GET", "/readyz", nil)

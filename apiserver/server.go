@@ -78,10 +78,8 @@ type Config struct {
 	Version version.Info
 	// ServerAddress is what discovery tells in-cluster clients, host:port.
 	ServerAddress string
-	// Ready tells why the device does not serve yet; nil, or a nil error, is
-	// ready. It is the check "readyz" of /readyz.
-	Ready func() error
-	// Checks are further named health checks, in the order shown.
+	// Checks are the named health checks, in the order shown; nil: only that it
+	// answers.
 	Checks []HealthCheck
 	// Metrics serves /metrics; nil leaves it out.
 	Metrics http.Handler

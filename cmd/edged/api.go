@@ -124,7 +124,7 @@ func (d *device) openAPI() (err error) {
 	d.api, err = apiserver.New(apiserver.Config{
 		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d, Custom: d.custom, Admission: chain, FrontProxy: d.identity.FrontProxyCertificate,
 		Version: apiVersion(), ServerAddress: fmt.Sprintf("%s:%d", d.nodeIP, c.parsed.api.Port()),
-		Ready: d.readiness, Logger: d.log,
+		Checks: d.checks(), Logger: d.log,
 		Metrics: metricsHandler(storeCollector(d.store), counts.requests, counts.writes, backupMetrics{d}), Observe: counts.observe,
 	})
 	return err
@@ -139,17 +139,41 @@ func apiVersion() apiversion.Info {
 	}
 }
 
-// readiness tells why the API is not ready for clients: it has loaded the
-// store, and what every cluster has is there.
+// checks are what makes the API ready for clients, under upstream's names for the
+// same: the store works, this device has loaded it, and what every cluster has is
+// there. A store without a quorum works: what it holds is served.
+func (d *device) checks() []apiserver.HealthCheck {
+	return []apiserver.HealthCheck{
+		{Name: "etcd", Live: true, Check: d.store.Err},
+		{Name: "informer-sync", Check: func() error {
+			if !d.ready.Load() {
+				return errors.New("the store is being loaded")
+			}
+			return nil
+		}},
+		{Name: "poststarthook/start-system-namespaces-controller", Check: func() error {
+			if _, ok := registry.For[*corev1.Namespace](d.registry).Get("", metav1.NamespaceDefault); !ok {
+				return errFirstObjects
+			}
+			return nil
+		}},
+		{Name: "poststarthook/bootstrap-controller", Check: func() error {
+			if _, ok := registry.For[*corev1.Service](d.registry).Get(metav1.NamespaceDefault, "kubernetes"); !ok {
+				return errFirstObjects
+			}
+			return nil
+		}},
+	}
+}
+
+var errFirstObjects = errors.New("the cluster's first objects are being made")
+
+// readiness tells why the API is not ready for clients.
 func (d *device) readiness() error {
-	if !d.ready.Load() {
-		return errors.New("the store is being loaded")
-	}
-	if _, ok := registry.For[*corev1.Namespace](d.registry).Get("", metav1.NamespaceDefault); !ok {
-		return errors.New("the cluster's first objects are being made")
-	}
-	if _, ok := registry.For[*corev1.Service](d.registry).Get(metav1.NamespaceDefault, "kubernetes"); !ok {
-		return errors.New("the cluster's first objects are being made")
+	for _, c := range d.checks() {
+		if err := c.Check(); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -86,6 +86,9 @@ spec:
 	expect("Server Version: v1.37", "version")
 	expect("condition met", "wait", "--for=condition=Ready", "pod/shell", "--timeout=10s")
 	expect("Kubernetes control plane", "cluster-info")
+	expect("v1.apps   Local     True", "get", "apiservice", "v1.apps")
+	expect("apiservice.apiregistration.k8s.io/v1.batch condition met", "wait", "--for=condition=Available", "apiservice/v1.batch", "--timeout=10s")
+	expect("[+]etcd ok", "get", "--raw", "/readyz?verbose")
 	refuse(`pods "nope" not found`, "get", "pod", "nope")
 	refuse(`the server doesn't have a resource type "nopes"`, "get", "nopes")
 
