@@ -317,7 +317,8 @@ func (m *Machine) Cut() {
 // would.
 func (m *Machine) Restarted(mark int, limit time.Duration) {
 	m.t.Helper()
-	m.tryboot = m.WaitFor(mark, `edged-init: reboot ?(.*)$`, limit)[1] == "0 tryboot"
+	// The kernel may write on the same line.
+	m.tryboot = m.WaitFor(mark, `edged-init: reboot ?(0 tryboot)?`, limit)[1] != ""
 	m.Ended(limit)
 	m.On()
 }
