@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,6 +18,7 @@ import (
 
 	"edged/apiserver/codec"
 	"edged/apiserver/registry"
+	"edged/apiserver/registry/claims"
 )
 
 // printer makes the rows that kubectl get shows, with upstream's printers.
@@ -34,6 +36,11 @@ func newPrinter(r *registry.Registry) *printer {
 func (p *printer) rows(obj runtime.Object) (*metav1.Table, error) {
 	if u, ok := obj.(*unstructured.Unstructured); ok {
 		return p.custom(u)
+	}
+	if class, ok := obj.(*storagev1.StorageClass); ok { // only in a list upstream's printer tells which one is the default
+		if d := claims.Default(registry.For[*storagev1.StorageClass](p.reg).List("")); d != nil && d.Name == class.Name {
+			obj = &storagev1.StorageClassList{Items: []storagev1.StorageClass{*class}}
+		}
 	}
 	internal, err := codec.ToInternal(obj)
 	if err == nil {

@@ -44,11 +44,13 @@ import (
 	"edged/controller/endpoints"
 	"edged/controller/endpointslice"
 	"edged/controller/endpointslicemirroring"
+	"edged/controller/ephemeralvolume"
 	"edged/controller/gc"
 	"edged/controller/job"
 	"edged/controller/loop"
 	"edged/controller/namespace"
 	"edged/controller/node"
+	"edged/controller/persistentvolume"
 	"edged/controller/podcertificate"
 	"edged/controller/podgc"
 	"edged/controller/replicaset"
@@ -97,9 +99,11 @@ func controllers(cfg Config) map[string]loop.Run {
 		"endpoints":              endpoints.Run,
 		"endpointslice":          endpointslice.Run,
 		"endpointslicemirroring": endpointslicemirroring.Run,
+		"ephemeralvolume":        ephemeralvolume.Run,
 		"gc":                     gc.Run,
 		"job":                    job.Run,
 		"node":                   node.Run(cfg.Liveness, cfg.Grace),
+		"persistentvolume":       persistentvolume.Run,
 		"podcertificate":         podcertificate.Run,
 		"podgc":                  podgc.Run,
 		"namespace":              namespace.Run,

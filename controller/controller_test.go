@@ -47,7 +47,7 @@ func start(t *testing.T) *registry.Registry {
 func await(t *testing.T, what string, cond func() string) {
 	t.Helper()
 	var last string
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(2 * time.Millisecond) {
 		if last = cond(); last == "" {
 			return
 		}

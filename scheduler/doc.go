@@ -15,6 +15,10 @@
 //	       backoff ◀── unschedulable ◀───────────┘
 //	          (an event that may help moves a Pod from unschedulable)
 //
+// Between assume and bind a Pod may wait, unschedulable but with its room, for claims
+// whose volumes are chosen with its node: the scheduler writes the choice, others make
+// and bind the volumes, and the Pod is decided on again once its claims are bound.
+//
 // Types: Run is the scheduler. schedule(snapshot, pod) decides and is pure, and
 // so is preempt: ties are broken by a hash of the Pod's UID and the node's name.
 //

@@ -24,6 +24,7 @@ const (
 	podAdded                            // a Pod came to a node or changed its labels
 	volumesChanged                      // a claim, volume or class changed
 	namespacesChanged                   // the labels of a namespace changed
+	claimsSettled                       // a claim was bound, or will not be as was decided
 	anything          cause = 1<<iota - 1
 )
 
@@ -89,6 +90,7 @@ type FitError struct {
 	pre      string // a reason that holds for all nodes at once
 	verdicts map[string]verdict
 	post     string // what came of preemption
+	quiet    bool   // it will pass at once: not worth a word
 	helps    cause
 }
 

@@ -148,6 +148,22 @@ func (q *queue) park(w *waiting, helps cause, now time.Time) {
 	w.place = inUnschedulable
 }
 
+// await puts a Pod where it waits for what it was decided to need, without a backoff:
+// that was no failure.
+func (q *queue) await(w *waiting, helps cause) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if w.place != inFlight {
+		return // removed meanwhile
+	}
+	w.attempts, w.until, w.helps = 0, time.Time{}, helps
+	if w.seen&helps != 0 {
+		q.activate(w)
+		return
+	}
+	w.place = inUnschedulable
+}
+
 // retry puts a Pod back whose attempt failed for no reason of its own.
 func (q *queue) retry(w *waiting, now time.Time) {
 	q.mu.Lock()

@@ -9,7 +9,7 @@ import (
 func schedule(snap *Snapshot, pod *podInfo) (node string, err *FitError) {
 	c := newCycle(snap, pod)
 	if c.volumes.pre != "" {
-		return "", &FitError{nodes: len(snap.nodes), pre: c.volumes.pre, helps: volumesChanged | nodeAdded}
+		return "", &FitError{nodes: len(snap.nodes), pre: c.volumes.pre, quiet: c.volumes.quiet, helps: volumesChanged | nodeAdded}
 	}
 	// A node that Pods were removed from for this one is taken if it fits.
 	if name := pod.pod.Status.NominatedNodeName; name != "" {

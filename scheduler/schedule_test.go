@@ -2,7 +2,9 @@ package scheduler
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,6 +23,7 @@ import (
 type world struct {
 	claims  map[string]*corev1.PersistentVolumeClaim
 	volumes map[string]*corev1.PersistentVolume
+	classes map[string]*storagev1.StorageClass
 	budgets []*policyv1.PodDisruptionBudget
 }
 
@@ -35,7 +38,13 @@ func (w world) Volume(name string) (*corev1.PersistentVolume, bool) {
 	v, ok := w.volumes[name]
 	return v, ok
 }
-func (w world) Class(string) (*storagev1.StorageClass, bool)   { return nil, false }
+func (w world) Volumes() []*corev1.PersistentVolume {
+	return slices.Collect(maps.Values(w.volumes))
+}
+func (w world) Class(name string) (*storagev1.StorageClass, bool) {
+	c, ok := w.classes[name]
+	return c, ok
+}
 func (w world) Budgets(string) []*policyv1.PodDisruptionBudget { return w.budgets }
 func list(cpu, memory string, more ...string) corev1.ResourceList {
 	l := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory)}
@@ -120,8 +129,81 @@ func tainted(effect corev1.TaintEffect) func(*corev1.Node) {
 	return func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "k", Value: "v", Effect: effect}} }
 }
 
+// withClaims is a Pod with the claims of these names.
+func withClaims(names ...string) *corev1.Pod {
+	return pod("p", func(p *corev1.Pod) {
+		for _, name := range names {
+			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}}})
+		}
+	})
+}
+
+func named(name string, p *corev1.Pod, mod ...func(*corev1.Pod)) *corev1.Pod {
+	p.Name, p.UID = name, types.UID("uid-"+name)
+	for _, m := range mod {
+		m(p)
+	}
+	return p
+}
+
+// storageWorld has claims of all kinds, on the nodes n and m.
+func storageWorld() world {
+	w := world{claims: map[string]*corev1.PersistentVolumeClaim{}, volumes: map[string]*corev1.PersistentVolume{}, classes: map[string]*storagev1.StorageClass{}}
+	size := func(s string) corev1.ResourceList {
+		return corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(s)}
+	}
+	volume := func(name, class, node string) {
+		pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PersistentVolumeSpec{
+			StorageClassName: class, Capacity: size("1Gi"), AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+		}, Status: corev1.PersistentVolumeStatus{Phase: corev1.VolumeAvailable}}
+		if node != "" {
+			pv.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{node}}},
+			}}}}
+		}
+		w.volumes[name] = pv
+	}
+	claim := func(name, class, volume string, bound bool, annotations map[string]string, modes ...corev1.PersistentVolumeAccessMode) *corev1.PersistentVolumeClaim {
+		c := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", UID: types.UID(name), Annotations: map[string]string{}}, Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class, VolumeName: volume, AccessModes: append(modes, corev1.ReadWriteOnce)[:1], Resources: corev1.VolumeResourceRequirements{Requests: size("1Gi")},
+		}}
+		maps.Copy(c.Annotations, annotations)
+		if bound {
+			c.Annotations["pv.kubernetes.io/bind-completed"] = "yes"
+		}
+		w.claims[name] = c
+		return c
+	}
+	class := func(name, provisioner string, mode storagev1.VolumeBindingMode, topologies ...corev1.TopologySelectorTerm) {
+		w.classes[name] = &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: provisioner, VolumeBindingMode: &mode, AllowedTopologies: topologies}
+	}
+	class("makes", "example.com/p", storagev1.VolumeBindingWaitForFirstConsumer)
+	class("finds", "kubernetes.io/no-provisioner", storagev1.VolumeBindingWaitForFirstConsumer)
+	class("at-once", "example.com/p", storagev1.VolumeBindingImmediate)
+	class("zoned", "example.com/p", storagev1.VolumeBindingWaitForFirstConsumer, corev1.TopologySelectorTerm{
+		MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: corev1.LabelTopologyZone, Values: []string{"b"}}},
+	})
+	volume("v-n", "", "n")
+	volume("v-m", "finds", "m")
+	volume("v-shared", "", "")
+	claim("on-n", "", "v-n", true, nil)
+	claim("dangling", "", "gone", true, nil)
+	claim("lost", "", "gone", true, nil).Status.Phase = corev1.ClaimLost
+	claim("half", "makes", "v-n", false, nil)
+	claim("immediate", "at-once", "", false, nil)
+	claim("made", "makes", "", false, nil)
+	claim("selected-n", "makes", "", false, map[string]string{"volume.kubernetes.io/selected-node": "n"})
+	claim("static", "finds", "", false, nil)
+	claim("static2", "finds", "", false, nil)
+	claim("zoned", "zoned", "", false, nil)
+	claim("exclusive", "", "v-n", true, nil, corev1.ReadWriteOncePod)
+	claim("exclusive-shared", "", "v-shared", true, nil, corev1.ReadWriteOncePod)
+	return w
+}
+
 func TestSchedule(t *testing.T) {
 	big := wants("3", "1Gi")
+	storage, nodes := storageWorld(), []*corev1.Node{node("n", zone("a")), node("m", zone("b"))}
 	for _, tt := range []struct {
 		name  string
 		world world
@@ -156,6 +238,23 @@ func TestSchedule(t *testing.T) {
 		{"claim missing", world{}, []*corev1.Node{node("n")}, nil, pod("p", func(p *corev1.Pod) {
 			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}}}
 		}), `0/1 nodes are available: persistentvolumeclaim "c" not found.`},
+		{"claims", storage, nodes, nil, withClaims("on-n"), "n"},
+		{"claim of another node", storage, nodes[1:], nil, withClaims("on-n"), "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity."},
+		{"volume gone", storage, nodes, nil, withClaims("dangling"), "0/2 nodes are available: 2 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)."},
+		{"claim lost", storage, nodes, nil, withClaims("lost"), `0/2 nodes are available: persistentvolumeclaim "lost" bound to non-existent persistentvolume "gone".`},
+		{"binding not completed", storage, nodes, nil, withClaims("half"), "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims."},
+		{"immediate", storage, nodes, nil, withClaims("immediate"), "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims."},
+		{"made where the Pod goes", storage, nodes, []*corev1.Pod{pod("o", big, on("n"))}, withClaims("made"), "m"},
+		{"made where it was decided", storage, nodes, []*corev1.Pod{pod("o", big, on("n"))}, withClaims("selected-n"), "n"},
+		{"to be found, on m only", storage, nodes, []*corev1.Pod{pod("o", big, on("m"))}, withClaims("static"), "m"},
+		{"two to be found, one is there", storage, nodes, nil, withClaims("static", "static2"), "0/2 nodes are available: 2 node(s) didn't find available persistent volumes to bind."},
+		{"made in a zone", storage, nodes, []*corev1.Pod{pod("o", big, on("m"))}, withClaims("zoned"), "m"},
+		{"not made yet", storage, nodes, nil, pod("p", func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}}}
+		}), `0/2 nodes are available: waiting for ephemeral volume controller to create the persistentvolumeclaim "p-v".`},
+		{"for one Pod", storage, nodes, nil, withClaims("exclusive"), "n"},
+		{"for one Pod, which is there", storage, nodes, []*corev1.Pod{named("o", withClaims("exclusive"), on("n"))}, withClaims("exclusive"), "0/2 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity, 1 node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod."},
+		{"for one Pod, which is elsewhere", storage, nodes, []*corev1.Pod{named("o", withClaims("exclusive-shared"), on("n"))}, withClaims("exclusive-shared"), "0/2 nodes are available: 2 node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod."},
 		{"least allocated", world{}, []*corev1.Node{node("n"), node("m")}, []*corev1.Pod{pod("o", big, on("n"))}, pod("p"), "m"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

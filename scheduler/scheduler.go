@@ -83,10 +83,15 @@ func Run(ctx context.Context, cfg Config) error {
 
 // one decides on one Pod and starts the writes that follow.
 func (s *scheduler) one(ctx context.Context, w *waiting, info *podInfo) {
+	s.state.forget(info) // it may have kept its room until its claims were bound
 	snap := s.state.snapshot()
 	node, fail := schedule(snap, info)
 	if fail == nil {
 		s.state.assume(info, node)
+		if c, ok := volumesOn(snap, info, node); ok {
+			s.start(ctx, func() { s.bindVolumes(ctx, w, info, node, c) })
+			return
+		}
 		s.start(ctx, func() { s.bind(ctx, w, info, node) })
 		return
 	}
@@ -107,7 +112,9 @@ func (s *scheduler) one(ctx context.Context, w *waiting, info *podInfo) {
 			s.evict(ctx, info, chosen)
 			s.clearNominations(ctx, pushedOut)
 		}
-		s.report(ctx, info, fail.Error(), nominate)
+		if !fail.quiet {
+			s.report(ctx, info, fail.Error(), nominate)
+		}
 	})
 }
 
@@ -141,7 +148,7 @@ func (s *scheduler) subscribe() (cancel func()) {
 	cancels := []func(){
 		registry.For[*corev1.Node](r).Subscribe(s.onNode),
 		s.pods.Subscribe(s.onPod),
-		onAny[*corev1.PersistentVolumeClaim](s, volumesChanged),
+		registry.For[*corev1.PersistentVolumeClaim](r).Subscribe(s.onClaim),
 		onAny[*corev1.PersistentVolume](s, volumesChanged),
 		onAny[*storagev1.StorageClass](s, volumesChanged),
 		registry.For[*corev1.Namespace](r).Subscribe(func(e registry.Event[*corev1.Namespace]) {

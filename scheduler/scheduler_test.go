@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
@@ -33,7 +34,7 @@ func start(t *testing.T) *registry.Registry {
 
 func await(t *testing.T, what string, cond func() string) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(2 * time.Millisecond) {
 		last := cond()
 		if last == "" {
 			return
@@ -177,4 +178,108 @@ func TestSchedulingGates(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the gate to open", bound(reg, "gated"))
+}
+
+// A Pod whose claims wait for it is bound once they are: a volume that is there is
+// reserved on the node that has it, one that is not is asked for on the node that the
+// Pod gets, which keeps room for it.
+func TestWaitsForItsVolumes(t *testing.T) {
+	reg := start(t)
+	ctx := t.Context()
+	claims, volumes := registry.For[*corev1.PersistentVolumeClaim](reg), registry.For[*corev1.PersistentVolume](reg)
+	for _, name := range []string{"n", "m"} {
+		makeNode(t, reg, name, "1")
+		if _, err := registry.For[*corev1.Node](reg).Update(ctx, "", name, func(n *corev1.Node) error {
+			n.Labels = map[string]string{corev1.LabelHostname: name}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mode := storagev1.VolumeBindingWaitForFirstConsumer
+	for name, provisioner := range map[string]string{"makes": "example.com/p", "finds": "kubernetes.io/no-provisioner"} {
+		if _, err := registry.For[*storagev1.StorageClass](reg).Create(ctx, &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: provisioner, VolumeBindingMode: &mode}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	size := corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}
+	once := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+	if _, err := volumes.Create(ctx, &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "there"}, Spec: corev1.PersistentVolumeSpec{
+		StorageClassName: "finds", Capacity: size, AccessModes: once,
+		PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/there"}},
+		NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+			MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{"m"}}},
+		}}}},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := volumes.UpdateStatus(ctx, "", "there", func(pv *corev1.PersistentVolume) error { pv.Status.Phase = corev1.VolumeAvailable; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for name, class := range map[string]string{"made": "makes", "found": "finds"} {
+		c := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"}, Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class, AccessModes: once, Resources: corev1.VolumeResourceRequirements{Requests: size},
+		}}
+		if _, err := claims.Create(ctx, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pods := registry.For[*corev1.Pod](reg)
+	template := func(name string, of ...string) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{
+			Name: "c", Image: "i", Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}},
+		}}}}
+		for _, name := range of {
+			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}}})
+		}
+		return p
+	}
+	if _, err := pods.Create(ctx, template("p", "made", "found")); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "both claims to be decided", func() string {
+		made, _ := claims.Get("default", "made")
+		pv, _ := volumes.Get("", "there")
+		if made.Annotations["volume.kubernetes.io/selected-node"] != "m" || pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.Name != "found" {
+			return fmt.Sprintf("%v, %v", made.Annotations, pv.Spec.ClaimRef)
+		}
+		return ""
+	})
+	// Nobody else gets the room that p will need.
+	if _, err := pods.Create(ctx, template("other")); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the other Pod to be bound", bound(reg, "other"))
+	if p, _ := pods.Get("default", "other"); p.Spec.NodeName != "n" {
+		t.Errorf("the other Pod is on %s", p.Spec.NodeName)
+	}
+	if p, _ := pods.Get("default", "p"); p.Spec.NodeName != "" {
+		t.Errorf("bound to %s before its claims were", p.Spec.NodeName)
+	}
+	for name, volume := range map[string]string{"found": "there", "made": "new"} {
+		if volume == "new" {
+			pv, _ := volumes.Get("", "there")
+			pv = &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: volume}, Spec: *pv.Spec.DeepCopy()}
+			pv.Spec.ClaimRef = nil
+			if _, err := volumes.Create(ctx, pv); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := claims.Update(ctx, "default", name, func(c *corev1.PersistentVolumeClaim) error {
+			c.Spec.VolumeName = volume
+			metav1.SetMetaDataAnnotation(&c.ObjectMeta, "pv.kubernetes.io/bind-completed", "yes")
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "the Pod to be bound", bound(reg, "p"))
+	if p, _ := pods.Get("default", "p"); p.Spec.NodeName != "m" {
+		t.Errorf("bound to %s", p.Spec.NodeName)
+	}
+	for _, e := range registry.For[*corev1.Event](reg).List("default") {
+		if e.Reason == "FailedScheduling" {
+			t.Errorf("told of a failure: %s", e.Message)
+		}
+	}
 }

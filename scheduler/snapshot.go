@@ -24,6 +24,7 @@ type objects interface {
 	NamespaceLabels(ns string) labels.Set
 	Claim(ns, name string) (*corev1.PersistentVolumeClaim, bool)
 	Volume(name string) (*corev1.PersistentVolume, bool)
+	Volumes() []*corev1.PersistentVolume
 	Class(name string) (*storagev1.StorageClass, bool)
 	Budgets(ns string) []*policyv1.PodDisruptionBudget
 }

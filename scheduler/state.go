@@ -208,6 +208,8 @@ func (c cached) Claim(ns, name string) (*corev1.PersistentVolumeClaim, bool) {
 
 func (c cached) Volume(name string) (*corev1.PersistentVolume, bool) { return c.volumes.Get("", name) }
 
+func (c cached) Volumes() []*corev1.PersistentVolume { return c.volumes.List("") }
+
 func (c cached) Class(name string) (*storagev1.StorageClass, bool) { return c.classes.Get("", name) }
 
 func (c cached) Budgets(ns string) []*policyv1.PodDisruptionBudget { return c.budgets.List(ns) }

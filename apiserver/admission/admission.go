@@ -66,6 +66,7 @@ func New(cfg Config) (*Chain, error) {
 			newPriority(cfg.Registry),
 			defaultTolerations{},
 			newRuntimeClass(cfg.Registry),
+			newStorage(cfg.Registry),
 			signers{authz: cfg.Authorizer},
 			newDeviceClaims(cfg.Registry, cfg.Authorizer),
 			policyParams{reg: cfg.Registry, authz: cfg.Authorizer},

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -287,4 +288,77 @@ func TestQuotaIsCharged(t *testing.T) {
 	if n := q.Status.Used["count/pods"]; n.Value() != 1 {
 		t.Errorf("used %v", q.Status.Used)
 	}
+}
+
+// Claims get the default class, the newest of several, unless they name one or none;
+// claims and volumes their finalizers; and only claims of classes that can grow do.
+func TestClaims(t *testing.T) {
+	c := newCluster(t, nil)
+	ctx := context.Background()
+	claims, classes := registry.For[*corev1.PersistentVolumeClaim](c.reg), registry.For[*storagev1.StorageClass](c.reg)
+	claim := func(name string, class *string) *corev1.PersistentVolumeClaim {
+		t.Helper()
+		got, err := claims.Create(ctx, &corev1.PersistentVolumeClaim{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name},
+			Spec: corev1.PersistentVolumeClaimSpec{
+				StorageClassName: class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
+			},
+		})
+		must(t, err)
+		return got
+	}
+	if got := claim("before", nil); got.Spec.StorageClassName != nil || len(got.Finalizers) != 1 || got.Finalizers[0] != "kubernetes.io/pvc-protection" {
+		t.Errorf("%+v", got)
+	}
+	grows := true
+	for _, name := range []string{"b", "a", "other"} {
+		class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: "example.com/p"}
+		if name != "other" {
+			class.Annotations = map[string]string{"storageclass.kubernetes.io/is-default-class": "true"}
+		}
+		if name == "b" {
+			class.AllowVolumeExpansion = &grows
+		}
+		_, err := classes.Create(ctx, class)
+		must(t, err)
+	}
+	a, _ := classes.Get("", "a")
+	b, _ := classes.Get("", "b")
+	want := "a" // made in one second: the first by name
+	if b.CreationTimestamp.After(a.CreationTimestamp.Time) {
+		want = "b"
+	}
+	none, other, able := "", "other", "b"
+	if got := claim("default", nil); got.Spec.StorageClassName == nil || *got.Spec.StorageClassName != want {
+		t.Errorf("class %v, want %s", got.Spec.StorageClassName, want)
+	}
+	if got := claim("none", &none); *got.Spec.StorageClassName != "" {
+		t.Errorf("class %q", *got.Spec.StorageClassName)
+	}
+	pv, err := registry.For[*corev1.PersistentVolume](c.reg).Create(ctx, &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "v"}, Spec: corev1.PersistentVolumeSpec{
+		Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+		PersistentVolumeSource: corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/x"}},
+	}})
+	must(t, err)
+	if len(pv.Finalizers) != 1 || pv.Finalizers[0] != "kubernetes.io/pv-protection" {
+		t.Errorf("finalizers %v", pv.Finalizers)
+	}
+	claim("fixed", &other)
+	claim("able", &able)
+	grow := func(name string) error {
+		_, err := claims.Update(ctx, "ns", name, func(c *corev1.PersistentVolumeClaim) error {
+			c.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("2Gi")
+			return nil
+		})
+		return err
+	}
+	for _, name := range []string{"fixed", "able"} {
+		_, err := claims.UpdateStatus(ctx, "ns", name, func(c *corev1.PersistentVolumeClaim) error { c.Status.Phase = corev1.ClaimBound; return nil })
+		must(t, err)
+	}
+	if err := grow("fixed"); err == nil || !strings.Contains(err.Error(), "the storageclass that provisions the pvc must support resize") {
+		t.Errorf("a class that cannot grow: %v", err)
+	}
+	must(t, grow("able"))
 }

@@ -3,7 +3,8 @@
 //
 // It is the chain that upstream turns on by default, as far as its kinds are
 // served: NamespaceLifecycle, ServiceAccount, NodeRestriction, PodSecurity,
-// LimitRanger, Priority, DefaultTolerationSeconds, RuntimeClass, those of
+// LimitRanger, Priority, DefaultTolerationSeconds, RuntimeClass, DefaultStorageClass,
+// StorageObjectInUseProtection, PersistentVolumeClaimResize, those of
 // certificates (CertificateApproval, CertificateSigning, ClusterTrustBundleAttest,
 // CertificateSubjectRestriction), the webhooks and policies of apiserver/webhook,
 // ResourceQuota, and the guards against gaining rights by writing roles and claims

@@ -20,6 +20,8 @@ type Source interface {
 	RoleBindings(namespace string) []*rbacv1.RoleBinding
 	ClusterRoleBindings() []*rbacv1.ClusterRoleBinding
 	PodsOn(node string) []*corev1.Pod
+	// ClaimOf is the claim that a PersistentVolume is bound to, or is to be.
+	ClaimOf(volume string) (namespace, name string, ok bool)
 }
 
 // Authorizer decides for all requests of the API server.

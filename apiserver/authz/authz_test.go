@@ -2,6 +2,7 @@ package authz_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,6 +52,11 @@ func (s *state) RoleBindings(ns string) (out []*rbacv1.RoleBinding) {
 }
 
 func (s *state) ClusterRoleBindings() []*rbacv1.ClusterRoleBinding { return s.clusterRoleBindings }
+
+func (s *state) ClaimOf(volume string) (namespace, name string, ok bool) {
+	name, ok = strings.CutPrefix(volume, "pv-of-")
+	return "ns", name, ok
+}
 
 func (s *state) PodsOn(node string) (out []*corev1.Pod) {
 	for _, p := range s.pods {
@@ -228,6 +234,10 @@ func TestNode(t *testing.T) {
 		"alien config":          {n1, get("configmaps", "ns", "cm-b"), false},
 		"own claim":             {n1, get("persistentvolumeclaims", "ns", "pvc-a"), true},
 		"alien claim":           {n1, get("persistentvolumeclaims", "ns", "pvc-b"), false},
+		"own volume":            {n1, get("persistentvolumes", "", "pv-of-pvc-a"), true},
+		"alien volume":          {n1, get("persistentvolumes", "", "pv-of-pvc-b"), false},
+		"volume of nobody":      {n1, get("persistentvolumes", "", "free"), false},
+		"all volumes":           {n1, verb("list", "persistentvolumes", "", ""), false},
 		"own token":             {n1, sub("create", "serviceaccounts", "ns", "sa-a", "token"), true},
 		"alien token":           {n1, sub("create", "serviceaccounts", "ns", "sa-b", "token"), false},
 		"own pods":              {n1, selected("watch", "n1"), true},

@@ -60,6 +60,7 @@ var nodeResources = map[schema.GroupResource]nodeDecision{
 	{Resource: "secrets"}:                              readOfPods(podUsesSecret),
 	{Resource: "configmaps"}:                           readOfPods(podUsesConfigMap),
 	{Resource: "persistentvolumeclaims"}:               getOfPods(podUsesClaim),
+	{Resource: "persistentvolumes"}:                    decideVolume,
 	{Resource: "serviceaccounts"}:                      decideServiceAccount,
 	{Resource: "nodes"}:                                decideNode,
 	{Resource: "pods"}:                                 decidePod,
@@ -150,6 +151,21 @@ func getOfPods(uses podUses) nodeDecision {
 		}
 		return decideRelated(s, node, attrs, uses)
 	}
+}
+
+// decideVolume allows to get the volume of a claim that a Pod of the device uses.
+func decideVolume(s Source, node string, attrs authorizer.Attributes) string {
+	if attrs.GetVerb() != "get" {
+		return "can only get individual resources of this type"
+	}
+	if attrs.GetSubresource() != "" {
+		return "cannot get subresource"
+	}
+	namespace, claim, ok := s.ClaimOf(attrs.GetName())
+	if !ok || !related(s, node, namespace, claim, podUsesClaim) {
+		return noRelation(node)
+	}
+	return noDeny
 }
 
 func decideRelated(s Source, node string, attrs authorizer.Attributes, uses podUses) string {

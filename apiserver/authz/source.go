@@ -15,6 +15,7 @@ func FromRegistry(r *registry.Registry) Source {
 		roleBindings:        registry.For[*rbacv1.RoleBinding](r),
 		clusterRoleBindings: registry.For[*rbacv1.ClusterRoleBinding](r),
 		pods:                registry.For[*corev1.Pod](r),
+		volumes:             registry.For[*corev1.PersistentVolume](r),
 	}
 }
 
@@ -24,6 +25,7 @@ type cached struct {
 	roleBindings        registry.Client[*rbacv1.RoleBinding]
 	clusterRoleBindings registry.Client[*rbacv1.ClusterRoleBinding]
 	pods                registry.Client[*corev1.Pod]
+	volumes             registry.Client[*corev1.PersistentVolume]
 }
 
 func (c cached) Role(namespace, name string) (*rbacv1.Role, bool) {
@@ -48,4 +50,12 @@ func (c cached) ClusterRoleBindings() []*rbacv1.ClusterRoleBinding {
 
 func (c cached) PodsOn(node string) []*corev1.Pod {
 	return c.pods.ByIndex(registry.IndexNode, node)
+}
+
+func (c cached) ClaimOf(volume string) (namespace, name string, ok bool) {
+	pv, ok := c.volumes.Get("", volume)
+	if !ok || pv.Spec.ClaimRef == nil {
+		return "", "", false
+	}
+	return pv.Spec.ClaimRef.Namespace, pv.Spec.ClaimRef.Name, true
 }

@@ -30,6 +30,7 @@ import (
 	"edged/runtime/engine"
 	"edged/runtime/evict"
 	"edged/runtime/image"
+	"edged/runtime/localpath"
 	"edged/runtime/nodeapi"
 	"edged/runtime/nodestatus"
 	"edged/runtime/pod"
@@ -60,6 +61,7 @@ func (p paths) engine() engine.Config {
 }
 func (p paths) sandboxes() string { return filepath.Join(p.runDir, "sandboxes") }
 func (p paths) podData() string   { return filepath.Join(p.dataDir, "pods") }
+func (p paths) volumes() string   { return filepath.Join(p.dataDir, "volumes") }
 func (p paths) podRun() string    { return filepath.Join(p.runDir, "pods") }
 func (p paths) bridge() string    { return filepath.Join(p.runDir, "bridge") }
 func (p paths) cni() string       { return filepath.Join(p.runDir, "cni") }
@@ -293,6 +295,10 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw po
 		Metrics: metricsHandler(nodeMetrics{c.nodeName, ag, d.engine}),
 	}))
 	g.Go(func() error { return ag.Run(ctx) })
+	local := localpath.New(localpath.Config{
+		NodeName: c.nodeName, Dir: p.volumes(), Registry: d.registry, Events: d.events.Component("local-path"), Logger: d.log,
+	})
+	g.Go(func() error { return local.Run(ctx) })
 	d.onMoved(func() { status.Changed(); ag.Refresh() })
 	room := evict.New(evict.Config{
 		Engine: d.engine, Pods: ag, Now: time.Now, Logger: d.log,

@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/registry"
+	"edged/apiserver/registry/claims"
 	"edged/controller/loop"
 )
 
@@ -88,7 +89,7 @@ func (c *controller) sync(ctx context.Context, key string) (time.Duration, error
 		return 0, errors.Join(errs...)
 	case keyObjects:
 		var errs []error
-		for _, o := range slices.Concat(PriorityClasses(), c.cfg.Objects) {
+		for _, o := range slices.Concat(PriorityClasses(), []runtime.Object{claims.LocalClass()}, c.cfg.Objects) {
 			errs = append(errs, c.ensure(ctx, o))
 		}
 		return 0, errors.Join(errs...)

@@ -1,5 +1,5 @@
 // Package bootstrap makes what every cluster has: four namespaces, the system
-// priority classes, RBAC's roles and bindings, and the Service
+// priority classes, the default StorageClass, RBAC's roles and bindings, and the Service
 // default/kubernetes with the addresses of the API.
 //
 // It is not configuration: what a user may change stays as he left it, except

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/registry"
+	"edged/apiserver/registry/claims"
 	"edged/runtime/engine"
 	"edged/runtime/pod"
 )
@@ -86,6 +87,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	})()
 	defer registry.For[*corev1.Secret](a.cfg.Registry).Subscribe(func(e registry.Event[*corev1.Secret]) {
 		a.objectChanged(e.Object.Namespace, func(p *corev1.Pod) bool { return usesSecret(p, e.Object.Name) })
+	})()
+	defer registry.For[*corev1.PersistentVolumeClaim](a.cfg.Registry).Subscribe(func(e registry.Event[*corev1.PersistentVolumeClaim]) {
+		a.objectChanged(e.Object.Namespace, func(p *corev1.Pod) bool { return claims.Uses(p, e.Object) })
 	})()
 	defer registry.For[*certificatesv1.ClusterTrustBundle](a.cfg.Registry).Subscribe(func(e registry.Event[*certificatesv1.ClusterTrustBundle]) {
 		a.objectChanged("", func(p *corev1.Pod) bool { return usesTrustBundle(p, e.Object) })

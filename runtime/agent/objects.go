@@ -25,6 +25,8 @@ type Objects struct {
 	bundles    registry.Client[*certificatesv1.ClusterTrustBundle]
 	requests   registry.Client[*certificatesv1.PodCertificateRequest]
 	accounts   registry.Client[*corev1.ServiceAccount]
+	claims     registry.Client[*corev1.PersistentVolumeClaim]
+	volumes    registry.Client[*corev1.PersistentVolume]
 	node       string
 }
 
@@ -33,7 +35,8 @@ func NewObjects(r *registry.Registry, node string) *Objects {
 	return &Objects{
 		registry.For[*corev1.ConfigMap](r), registry.For[*corev1.Secret](r), registry.For[*corev1.Service](r),
 		registry.For[*corev1.Node](r), registry.For[*certificatesv1.ClusterTrustBundle](r),
-		registry.For[*certificatesv1.PodCertificateRequest](r), registry.For[*corev1.ServiceAccount](r), node,
+		registry.For[*certificatesv1.PodCertificateRequest](r), registry.For[*corev1.ServiceAccount](r),
+		registry.For[*corev1.PersistentVolumeClaim](r), registry.For[*corev1.PersistentVolume](r), node,
 	}
 }
 
@@ -63,6 +66,16 @@ func (o *Objects) PodCertificateRequest(ns, name string) (*certificatesv1.PodCer
 // ServiceAccount returns a ServiceAccount; it is shared.
 func (o *Objects) ServiceAccount(ns, name string) (*corev1.ServiceAccount, bool) {
 	return o.accounts.Get(ns, name)
+}
+
+// PersistentVolumeClaim returns a claim; it is shared.
+func (o *Objects) PersistentVolumeClaim(ns, name string) (*corev1.PersistentVolumeClaim, bool) {
+	return o.claims.Get(ns, name)
+}
+
+// PersistentVolume returns a volume; it is shared.
+func (o *Objects) PersistentVolume(name string) (*corev1.PersistentVolume, bool) {
+	return o.volumes.Get("", name)
 }
 
 // Node returns this device's Node; it is shared.

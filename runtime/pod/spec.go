@@ -72,6 +72,9 @@ func (m *making) mounts(s *engine.ContainerSpec) error {
 		if !ok {
 			return configErrorf("volume %q of container %q is not there", vm.Name, m.slot.c.Name)
 		}
+		readOnly := vm.ReadOnly || slices.ContainsFunc(m.pod.Spec.Volumes, func(v corev1.Volume) bool {
+			return v.Name == vm.Name && v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
+		})
 		sub := vm.SubPath
 		if vm.SubPathExpr != "" {
 			var missing string
@@ -94,11 +97,11 @@ func (m *making) mounts(s *engine.ContainerSpec) error {
 		}
 		if sub != "" {
 			var err error
-			if source, err = m.subPath(i, source, sub, vm.ReadOnly); err != nil {
+			if source, err = m.subPath(i, source, sub, readOnly); err != nil {
 				return configErrorf("failed to prepare subPath for volumeMount %q of container %q: %w", vm.Name, m.slot.c.Name, err)
 			}
 		}
-		mount := engine.Mount{Source: source, Target: vm.MountPath, Readonly: vm.ReadOnly}
+		mount := engine.Mount{Source: source, Target: vm.MountPath, Readonly: readOnly}
 		if vm.MountPropagation != nil {
 			switch *vm.MountPropagation {
 			case corev1.MountPropagationHostToContainer:

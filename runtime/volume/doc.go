@@ -1,8 +1,10 @@
 // Package volume makes the volumes of a Pod on this device: emptyDir, hostPath,
-// configMap, secret, downwardAPI, projected and image.
+// configMap, secret, downwardAPI, projected, image, and those of claims that are bound
+// to local or hostPath PersistentVolumes.
 //
 // It does not mount them into containers (runtime/engine does, told by
-// runtime/pod) and knows no storage drivers.
+// runtime/pod), makes no PersistentVolumes (runtime/localpath) and knows no storage
+// drivers.
 //
 // Types: [Manager] sets up, refreshes and removes a Pod's volumes. Calls for one
 // Pod are made by its worker, one at a time; those for different Pods may run at
@@ -18,6 +20,9 @@
 // "..data", itself a link to a folder with a time in its name, which is replaced
 // by a rename; a reader sees all old or all new files. What did not change is not
 // written again.
+//
+// The folder of a PersistentVolume is never made here, so that one that was lost with
+// a card is not taken for an empty one. It is given to the Pod's fsGroup once.
 //
 // Danger: a subPath is resolved inside its volume, never through a link that
 // leads out of it (os.Root), and bind mounted, so that what is checked is what is

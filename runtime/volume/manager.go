@@ -28,6 +28,8 @@ type Objects interface {
 	ClusterTrustBundles() []*certificatesv1.ClusterTrustBundle
 	PodCertificateRequest(namespace, name string) (*certificatesv1.PodCertificateRequest, bool)
 	ServiceAccount(namespace, name string) (*corev1.ServiceAccount, bool)
+	PersistentVolumeClaim(namespace, name string) (*corev1.PersistentVolumeClaim, bool)
+	PersistentVolume(name string) (*corev1.PersistentVolume, bool)
 	// Node is this device's.
 	Node() (*corev1.Node, bool)
 	// Allocatable is what this device can give to Pods.
@@ -157,8 +159,10 @@ func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) 
 				err = m.cfg.Images.MountImage(ctx, v.Image.Reference, path)
 			}
 		}
+	case v.PersistentVolumeClaim != nil || v.Ephemeral != nil:
+		path, err = m.persistent(pod, v)
 	default:
-		err = errors.New("no volume plugin matched: edged has emptyDir, hostPath, configMap, secret, downwardAPI, projected and image")
+		err = errors.New("no volume plugin matched: edged has emptyDir, hostPath, configMap, secret, downwardAPI, projected, image, persistentVolumeClaim and ephemeral")
 	}
 	return path, again, err
 }

@@ -28,6 +28,17 @@ type fakeObjects struct {
 	secrets    map[string]*corev1.Secret
 	bundles    map[string]*certificatesv1.ClusterTrustBundle
 	requests   map[string]*certificatesv1.PodCertificateRequest
+	claims     map[string]*corev1.PersistentVolumeClaim
+	volumes    map[string]*corev1.PersistentVolume
+}
+
+func (f *fakeObjects) PersistentVolumeClaim(_, name string) (*corev1.PersistentVolumeClaim, bool) {
+	c, ok := f.claims[name]
+	return c, ok
+}
+func (f *fakeObjects) PersistentVolume(name string) (*corev1.PersistentVolume, bool) {
+	v, ok := f.volumes[name]
+	return v, ok
 }
 
 func (f *fakeObjects) ConfigMap(_, name string) (*corev1.ConfigMap, bool) {
