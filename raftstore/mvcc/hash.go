@@ -2,6 +2,7 @@ package mvcc
 
 import (
 	"bytes"
+	"errors"
 	"hash/crc32"
 	"io"
 	"math"
@@ -57,18 +58,34 @@ type KVHash struct {
 }
 
 // HashKV hashes the history up to revision at, 0 for the newest, from what the
-// last compaction left: the same on every member that has not compacted since.
+// last compaction left: the same on every member that has not compacted since. Writes
+// go on meanwhile.
 func (db *DB) HashKV(at int64) (KVHash, error) {
 	defer db.stats.hashRev.Since(time.Now())
+	db.swapping.RLock() // the file stays the same one
+	defer db.swapping.RUnlock()
 	db.mu.RLock()
 	defer db.mu.RUnlock()
-	for _, h := range db.hashes {
-		if at > 0 && h.Revision == at {
-			h.Current = db.revision
-			return h, nil
+	for tries := 0; ; tries++ {
+		if db.closed {
+			return KVHash{}, ErrClosed
+		}
+		for _, h := range db.hashes {
+			if at > 0 && h.Revision == at {
+				h.Current = db.revision
+				return h, nil
+			}
+		}
+		// Whoever compacts all the time does not keep it from an end.
+		step := hashRows
+		if tries == 3 {
+			step = math.MaxInt
+		}
+		out, err := db.hashKV(at, step)
+		if !errors.Is(err, errCompactedMeanwhile) {
+			return out, err
 		}
 	}
-	return db.hashKV(at)
 }
 
 // CompactionHashes are the hashes that were taken of what the last compactions
@@ -82,7 +99,14 @@ func (db *DB) CompactionHashes() []KVHash {
 // keptHashes is how many hashes of compacted revisions are remembered.
 const keptHashes = 10
 
-func (db *DB) hashKV(at int64) (KVHash, error) {
+// hashRows is how many rows are hashed between two chances for writes.
+const hashRows = 1000
+
+var errCompactedMeanwhile = errors.New("compacted while it was hashed")
+
+// hashKV lets go of mu, which is held for reading, after each so many rows. What is
+// hashed does not change but by a compaction.
+func (db *DB) hashKV(at int64, step int) (KVHash, error) {
 	out := KVHash{Revision: at, Compacted: neverCompacted(db.compacted), Current: db.revision}
 	switch {
 	case at > db.revision:
@@ -92,10 +116,22 @@ func (db *DB) hashKV(at int64) (KVHash, error) {
 	case at <= 0:
 		out.Revision = db.revision
 	}
-	h, counts := newSum(), db.counted(out.Revision, db.compacted, false)
+	before := db.compacted
+	h, counts := newSum(), db.counted(out.Revision, before, false)
 	v := db.view()
+	if err := v.pin(); err != nil {
+		return KVHash{}, err
+	}
 	defer v.close()
+	n := 0
 	if err := v.rows(Rev{}, out.Revision, func(rev Rev, deleted bool, data []byte) (bool, error) {
+		if n++; n%step == 0 {
+			db.mu.RUnlock()
+			db.mu.RLock()
+			if db.compacted != before {
+				return false, errCompactedMeanwhile
+			}
+		}
 		return true, counts(h, rev, deleted, data)
 	}); err != nil {
 		return KVHash{}, err

@@ -1,8 +1,11 @@
 package mvcc_test
 
 import (
+	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -78,4 +81,61 @@ func TestHashKVIsEtcds(t *testing.T) {
 	check("compacted at 13", map[int64]uint32{0: 1084519789, 13: 1320363857})
 	m.put("f", "1")
 	check("begun anew", map[int64]uint32{0: 3462078450})
+}
+
+// TestHashKVWhileOthersWrite: what is written, committed and compacted while the
+// history is hashed changes nothing of the hash of what was there.
+func TestHashKVWhileOthersWrite(t *testing.T) {
+	db, err := mvcc.Open(mvcc.Config{Path: filepath.Join(t.TempDir(), "state.db"), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	m := &machine{t: t, db: db}
+	const keys = 2500 // several times what is hashed between two chances for writes
+	write := func() {
+		for i := range keys {
+			m.put(fmt.Sprint("key", i), "x")
+		}
+	}
+	write()
+	rev, _ := db.Revision()
+	want, err := db.HashKV(rev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, compact := range []bool{false, true} {
+		done := make(chan struct{})
+		var hashing sync.WaitGroup
+		hashing.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-done:
+					if n > 0 {
+						return
+					}
+				default:
+				}
+				got, err := db.HashKV(rev)
+				if compact && errors.Is(err, mvcc.ErrCompacted) {
+					return
+				}
+				if err != nil || got.Hash != want.Hash {
+					t.Errorf("%d, %v; want %d", got.Hash, err, want.Hash)
+					return
+				}
+			}
+		})
+		write()
+		if err := db.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if compact {
+			m.apply(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: rev + 1}})
+			for db.CompactStep(100) {
+			}
+		}
+		close(done)
+		hashing.Wait()
+	}
 }
