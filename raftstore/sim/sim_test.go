@@ -134,18 +134,23 @@ func TestSeeds(t *testing.T) {
 		sum.Acknowledged += r.Acknowledged
 	}
 	t.Logf("%d seeds: %s", n, summary(sum))
+	// A seed brings about two of the rarest; of a few seeds some bring none.
+	least := n
+	if n < 200 {
+		least = n / 4
+	}
 	for what, got := range map[string]int{
 		"elections": sum.Elections, "proposals made again": sum.Again, "crashes": sum.Crashes, "snapshots": sum.Snapshots, "changes of the membership": sum.Changes, "acknowledged writes": sum.Acknowledged / 50,
 	} {
-		if got < n {
+		if got < least {
 			t.Errorf("only %d %s in %d seeds: the simulation does not test what it should", got, what, n)
 		}
 	}
 }
 
 func summary(r Result) string {
-	return fmt.Sprintf("%d events, %d elections, %d crashes, %d snapshots, %d changes of the membership, %d writes acknowledged",
-		r.Events, r.Elections, r.Crashes, r.Snapshots, r.Changes, r.Acknowledged)
+	return fmt.Sprintf("%d events, %d elections, %d proposals made again, %d crashes, %d snapshots, %d changes of the membership, %d writes acknowledged",
+		r.Events, r.Elections, r.Again, r.Crashes, r.Snapshots, r.Changes, r.Acknowledged)
 }
 
 // TestSameSeedSameRun: event by event.
