@@ -100,7 +100,7 @@ func (b *bench) run(ctx context.Context, edged, etcd, dir string) (err error) {
 		if err != nil {
 			return err
 		}
-		s := &server{name: name, binary: binaries[name], disk: d, port: 32379 + 1000*i}
+		s := &server{name: name, binary: binaries[name], disk: d, port: 12379 + 1000*i}
 		all = append(all, s)
 		if err := s.open(ctx); err != nil {
 			return fmt.Errorf("%s: %w", name, err)

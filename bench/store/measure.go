@@ -26,6 +26,7 @@ import (
 type member struct {
 	cmd      *exec.Cmd
 	endpoint string
+	ended    chan struct{} // closed when it runs no more
 }
 
 func start(binary []string, dir, name string, port int, cluster string) (*member, error) {
@@ -38,13 +39,22 @@ func start(binary []string, dir, name string, port int, cluster string) (*member
 		"--listen-client-urls="+m.endpoint, "--advertise-client-urls="+m.endpoint,
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster="+cluster, "--log-level=error")
 	m.cmd = exec.Command(binary[0], args...)
+	m.cmd.Stderr = os.Stderr
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	return m, m.cmd.Start()
+	if err := m.cmd.Start(); err != nil {
+		return nil, err
+	}
+	m.ended = make(chan struct{})
+	go func() {
+		defer close(m.ended)
+		_ = m.cmd.Wait()
+	}()
+	return m, nil
 }
 
 func (m *member) stop(sig syscall.Signal) {
 	_ = m.cmd.Process.Signal(sig)
-	_ = m.cmd.Wait()
+	<-m.ended
 }
 
 // rss is resident memory in MB.
@@ -88,8 +98,13 @@ func client(endpoints ...string) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
 }
 
-// ready waits until a put is acknowledged and returns how long it took.
-func ready(ctx context.Context, c *clientv3.Client, since time.Time) (time.Duration, error) {
+// ready waits until a put is acknowledged and returns how long it took. It fails if m,
+// which may be nil, has ended.
+func ready(ctx context.Context, m *member, c *clientv3.Client, since time.Time) (time.Duration, error) {
+	var ended <-chan struct{}
+	if m != nil {
+		ended = m.ended
+	}
 	for {
 		pctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 		_, err := c.Put(pctx, "ready", "")
@@ -97,10 +112,13 @@ func ready(ctx context.Context, c *clientv3.Client, since time.Time) (time.Durat
 		if err == nil {
 			return time.Since(since), nil
 		}
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return 0, errors.Join(ctx.Err(), err)
+		case <-ended:
+			return 0, fmt.Errorf("the server of %s has ended: %w", m.endpoint, err)
+		case <-time.After(time.Millisecond):
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -215,7 +233,7 @@ func (s *server) open(ctx context.Context) error {
 	if s.client, err = client(s.m.endpoint); err != nil {
 		return err
 	}
-	_, err = ready(ctx, s.client, time.Now())
+	_, err = ready(ctx, s.m, s.client, time.Now())
 	return err
 }
 
@@ -244,7 +262,7 @@ func (b *bench) addLoad(s *server, what string, budget float64, l loaded) {
 const settled = 10 * time.Second
 
 func (b *bench) empty(ctx context.Context, s *server) error {
-	m, err := start(s.binary, s.disk.mount, "empty", 31379, "")
+	m, err := start(s.binary, s.disk.mount, "empty", 14379, "")
 	if err != nil {
 		return err
 	}
@@ -254,7 +272,7 @@ func (b *bench) empty(ctx context.Context, s *server) error {
 		return err
 	}
 	defer c.Close()
-	if _, err := ready(ctx, c, time.Now()); err != nil {
+	if _, err := ready(ctx, m, c, time.Now()); err != nil {
 		return err
 	}
 	b.add(s, "resident, empty, just started", "MB", false, 0, m.rss())
@@ -387,7 +405,7 @@ func (b *bench) watches(ctx context.Context, s *server) error {
 
 // sizes measures memory and the start of stores with keys of 1 KB.
 func (b *bench) sizes(ctx context.Context, s *server) error {
-	m, err := start(s.binary, s.disk.mount, "sizes", 33379, "")
+	m, err := start(s.binary, s.disk.mount, "sizes", 15379, "")
 	if err != nil {
 		return err
 	}
@@ -398,7 +416,7 @@ func (b *bench) sizes(ctx context.Context, s *server) error {
 		return err
 	}
 	defer c.Close()
-	if _, err := ready(ctx, c, time.Now()); err != nil {
+	if _, err := ready(ctx, m, c, time.Now()); err != nil {
 		return err
 	}
 	made := 0
@@ -424,10 +442,10 @@ func (b *bench) sizes(ctx context.Context, s *server) error {
 	}
 	m.stop(syscall.SIGTERM)
 	begin := time.Now()
-	if m, err = start(s.binary, s.disk.mount, "sizes", 33379, ""); err != nil {
+	if m, err = start(s.binary, s.disk.mount, "sizes", 15379, ""); err != nil {
 		return err
 	}
-	took, err := ready(ctx, c, begin)
+	took, err := ready(ctx, m, c, begin)
 	b.add(s, "exec to the first put with 100 MB", "ms", false, 0, float64(took.Milliseconds()))
 	b.add(s, "resident, 100 MB, just started", "MB", false, 0, m.rss())
 	return err
@@ -435,7 +453,7 @@ func (b *bench) sizes(ctx context.Context, s *server) error {
 
 // failover kills the leader of three members again and again.
 func (b *bench) failover(ctx context.Context, s *server) error {
-	ports := []int{34379, 34389, 34399}
+	ports := []int{16379, 16389, 16399}
 	var parts, endpoints []string
 	for i, p := range ports {
 		parts = append(parts, fmt.Sprintf("n%d=http://127.0.0.1:%d", i, p+1))
@@ -467,7 +485,7 @@ func (b *bench) failover(ctx context.Context, s *server) error {
 		if err != nil {
 			return err
 		}
-		d, err := ready(ctx, c, begin)
+		d, err := ready(ctx, nil, c, begin)
 		c.Close()
 		if err != nil {
 			return err

@@ -116,7 +116,7 @@ func (b *bench) slow(ctx context.Context, s *server) (err error) {
 			err = uerr
 		}
 	}()
-	m, err := start(s.binary, mount, "slow", 35379, "")
+	m, err := start(s.binary, mount, "slow", 17379, "")
 	if err != nil {
 		return err
 	}
@@ -126,7 +126,7 @@ func (b *bench) slow(ctx context.Context, s *server) (err error) {
 		return err
 	}
 	defer c.Close()
-	if _, err := ready(ctx, c, time.Now()); err != nil {
+	if _, err := ready(ctx, m, c, time.Now()); err != nil {
 		return err
 	}
 	value := strings.Repeat("v", 256)
