@@ -71,6 +71,8 @@ type proposal struct {
 	change *raftpb.ConfChange // if not data
 }
 
+var closed = func() <-chan struct{} { c := make(chan struct{}); close(c); return c }()
+
 // unsure is the term of proposals of which this member cannot tell whether they
 // were applied: the state that it took over from the leader may hold them.
 const unsure = math.MaxUint64
@@ -333,10 +335,18 @@ func (n *node) run() {
 	n.ticking = time.NewTicker(n.pace())
 	defer n.ticking.Stop()
 	n.ticking.Stop()
-	for first := true; ; first = false {
-		full, err := n.process()
-		if first {
+	replaying := true
+	replayed := func() {
+		if replaying {
+			replaying = false
 			close(n.replayed)
+		}
+	}
+	defer replayed()
+	for {
+		more, full, err := n.process()
+		if !more {
+			replayed()
 		}
 		if err != nil {
 			if n.ctx.Err() == nil {
@@ -352,20 +362,24 @@ func (n *node) run() {
 				n.ticking.Stop()
 			}
 		}
-		if !n.feed(full) {
+		if !n.feed(more, full) {
 			return
 		}
 	}
 }
 
-// feed waits for something to do and feeds it to the Core, with everything
-// that waits behind it: it will share one sync.
-func (n *node) feed(full bool) bool {
+// feed waits for something to do, unless the Core has more to do, and feeds it to that
+// with everything that waits behind it: it will share one sync.
+func (n *node) feed(more, full bool) bool {
 	proposals, inbox, snapshots := n.proposals, n.inbox, n.snapshots
 	if !full && n.core.Leader() == 0 {
 		proposals = nil // they wait for a leader
 	}
 	var retry <-chan time.Time
+	var atOnce <-chan struct{}
+	if more {
+		atOnce = closed
+	}
 	if full {
 		inbox, snapshots = nil, nil
 		t := time.NewTimer(retryFull)
@@ -376,6 +390,7 @@ func (n *node) feed(full bool) bool {
 	case <-n.ctx.Done():
 		return false
 	case <-retry:
+	case <-atOnce:
 	case id := <-proposals:
 		if full {
 			n.answer(id, result{err: ErrNoSpace}) // raft never saw it
@@ -537,14 +552,15 @@ func (n *node) release() {
 	n.ask()
 }
 
-// process carries out what raft wants. full says that the disk is.
-func (n *node) process() (full bool, err error) {
+// process carries out what raft wants now. more says that it wants more, full that the
+// disk is.
+func (n *node) process() (more, full bool, err error) {
 	before := n.core.Leader()
 	if n.core.NeedsTicks() { // nobody replaces a lone member, and a timer costs it two wake-ups
 		n.heir.Store(n.core.Heir())
 		n.hang.Reset(time.Duration(n.cfg.electionTicks) * n.pace())
 	}
-	err = n.core.Process()
+	err = n.core.Turn()
 	n.hang.Stop()
 	if errors.Is(err, wal.ErrNoSpace) {
 		n.lackRoom(err)
@@ -552,10 +568,10 @@ func (n *node) process() (full bool, err error) {
 			n.log.Error("what was set aside for a full disk is used up: this member answers reads only", "err", err)
 		}
 		n.stall()
-		return true, nil
+		return false, true, nil
 	}
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	if n.full.Load() && n.db.Pending() <= maxPendingBytes && n.full.Swap(false) {
 		n.log.Info("the log can be written again")
@@ -567,13 +583,11 @@ func (n *node) process() (full bool, err error) {
 	n.publish() // first: who is answered sees what he was answered
 	n.release()
 	n.commit.Store(n.core.Commit())
-	if n.takeAgain() {
-		return n.process()
-	}
+	n.takeAgain()
 	if n.db.Pending() > commitBytes || n.core.LogEntries(n.committed.Index) > n.cfg.commitEntries {
 		n.wish()
 	}
-	return false, nil
+	return n.core.More(), false, nil
 }
 
 // publish replaces the view if it is no longer true.

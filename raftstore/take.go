@@ -26,9 +26,8 @@ func (n *node) take(id uint64) {
 }
 
 // takeAgain gives raft what it did not take, and once an entry of a new term was
-// applied what is lost of the terms before; see consensus.Core.Propose. It reports
-// whether raft took any of it.
-func (n *node) takeAgain() bool {
+// applied what is lost of the terms before; see consensus.Core.Propose.
+func (n *node) takeAgain() {
 	again := n.untaken
 	n.untaken = nil
 	if term := n.db.Applied().Term; term != n.applied {
@@ -49,5 +48,4 @@ func (n *node) takeAgain() bool {
 	for _, m := range later {
 		n.step(m)
 	}
-	return len(n.untaken) < len(again) || len(n.later) < len(later)
 }

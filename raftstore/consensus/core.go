@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sort"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3"
@@ -28,8 +29,8 @@ const (
 	maxUncommittedBytes = 32 << 20
 )
 
-// Outside is what a Core tells. Calls come from within Process and must not
-// call back.
+// Outside is what a Core tells. Calls come from within Process and Turn, one at a time
+// but from whatever goroutine, and must not call back.
 type Outside interface {
 	// Send sends messages to other members. A MsgSnap has no data: the state is
 	// read and streamed by who sends it.
@@ -64,6 +65,9 @@ type Config struct {
 	// ElectionTicks is how long a leader may be silent, HeartbeatTicks how often
 	// it is heard; 0 is one tick.
 	ElectionTicks, HeartbeatTicks int
+	// Together calls both functions and returns when both have: in any order, or at the
+	// same time, which is the default.
+	Together func(a, b func())
 }
 
 // Core is one member.
@@ -104,6 +108,9 @@ func (s *storage) Snapshot() (*raftpb.Snapshot, error) {
 // the others are; without one it waits for a snapshot.
 func New(cfg Config) (*Core, error) {
 	c := &Core{cfg: cfg, id: cfg.Content.MemberID}
+	if c.cfg.Together == nil {
+		c.cfg.Together = together
+	}
 	c.storage = &storage{raft.NewMemoryStorage(), c}
 	if err := c.restore(); err != nil {
 		return nil, err
@@ -360,38 +367,91 @@ func (c *Core) ReportSnapshot(id uint64, ok bool) {
 // Process carries out what raft wants until it wants nothing more. After
 // wal.ErrNoSpace nothing is lost: call it again when there is room.
 func (c *Core) Process() error {
-	for c.ready != nil || c.raw.HasReady() {
-		if c.ready == nil {
-			rd := c.raw.Ready()
-			c.ready = &rd
-			if c.Leading() && !changesMembers(rd.CommittedEntries) {
-				// The leader's own disk is one of the quorum's: its followers
-				// write while it does (raft thesis 10.2.1).
-				c.cfg.Outside.Send(rd.Messages)
-				rd.Messages = nil
-			}
-		}
-		if err := c.persist(c.ready); err != nil {
+	for c.More() {
+		if err := c.Turn(); err != nil {
 			return err
 		}
-		rd := *c.ready
-		c.ready = nil
-		if len(rd.Messages) > 0 {
+	}
+	return nil
+}
+
+// More reports whether raft wants something.
+func (c *Core) More() bool { return c.ready != nil || c.raw.HasReady() }
+
+// Turn carries out what raft wants now, after which it may want more. What is proposed
+// between two turns is written while what the first one wrote is applied. Errors are
+// those of Process.
+func (c *Core) Turn() error {
+	if !c.More() {
+		return nil
+	}
+	if c.ready == nil {
+		rd := c.raw.Ready()
+		c.ready = &rd
+		if c.Leading() && !changesMembers(rd.CommittedEntries) {
+			// The leader's own disk is one of the quorum's: its followers
+			// write while it does (raft thesis 10.2.1).
 			c.cfg.Outside.Send(rd.Messages)
+			rd.Messages = nil
 		}
-		for _, e := range rd.CommittedEntries {
-			if err := c.apply(e); err != nil {
-				return err
-			}
-		}
-		for _, r := range rd.ReadStates {
-			c.cfg.Outside.MayRead(r.RequestCtx, r.Index)
-		}
-		c.raw.Advance(rd)
-		if !c.raw.HasReady() {
-			if err := c.reign(); err != nil {
-				return err
-			}
+	}
+	if err := c.persistAndApply(c.ready); err != nil {
+		return err
+	}
+	rd := *c.ready
+	c.ready = nil
+	if len(rd.Messages) > 0 {
+		c.cfg.Outside.Send(rd.Messages)
+	}
+	if err := c.applyAll(rd.CommittedEntries); err != nil {
+		return err
+	}
+	for _, r := range rd.ReadStates {
+		c.cfg.Outside.MayRead(r.RequestCtx, r.Index)
+	}
+	c.raw.Advance(rd)
+	if c.raw.HasReady() {
+		return nil
+	}
+	return c.reign()
+}
+
+// persistAndApply makes rd durable, and meanwhile applies the committed entries that
+// are already. It leaves the others.
+func (c *Core) persistAndApply(rd *raft.Ready) error {
+	n := 0
+	if len(rd.Entries) > 0 && raft.IsEmptySnap(rd.Snapshot) && !changesMembers(rd.CommittedEntries) {
+		first := rd.Entries[0].GetIndex() // those before are on disk
+		n = sort.Search(len(rd.CommittedEntries), func(i int) bool { return rd.CommittedEntries[i].GetIndex() >= first })
+	}
+	if n == 0 {
+		return c.persist(rd)
+	}
+	early := rd.CommittedEntries[:n]
+	rd.CommittedEntries = rd.CommittedEntries[n:] // once, also if there is no room now
+	var persisted, applied error
+	c.cfg.Together(func() { persisted = c.persist(rd) }, func() { applied = c.applyAll(early) })
+	if applied != nil {
+		return applied
+	}
+	return persisted
+}
+
+// together is Config.Together.
+func together(a, b func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b()
+	}()
+	a()
+	<-done
+}
+
+func (c *Core) applyAll(entries []*raftpb.Entry) error {
+	for _, e := range entries {
+		if err := c.apply(e); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -105,7 +105,7 @@ func (n *node) run(l *wal.Log, content wal.Content) {
 	n.committed = n.db.Applied()
 	n.applied = n.committed.Term
 	var err error
-	n.core, err = consensus.New(consensus.Config{State: n.db, Log: l, Content: content, Outside: n, Logger: n.w.log, ElectionTicks: electionTicks})
+	n.core, err = consensus.New(consensus.Config{State: n.db, Log: l, Content: content, Outside: n, Logger: n.w.log, ElectionTicks: electionTicks, Together: n.together})
 	if errors.Is(err, vfs.ErrCut) {
 		n.crash("cut while starting")
 		return
@@ -227,7 +227,10 @@ func (n *node) pump() {
 	}
 	n.lag = 0
 	life := n.life
-	err := n.core.Process()
+	err := n.core.Turn()
+	for err == nil && n.core.More() && n.w.chance.IntN(4) > 0 {
+		err = n.core.Turn()
+	}
 	if errors.Is(err, vfs.ErrCut) {
 		n.crash("cut")
 		return
@@ -238,6 +241,9 @@ func (n *node) pump() {
 	}
 	if n.lag > 0 {
 		n.busyUntil = n.w.now + n.lag
+	}
+	if n.core.More() { // with what comes until then
+		n.soon(0, n.pump)
 	}
 	if n.takeAgain() {
 		n.pump()
@@ -270,6 +276,16 @@ func (n *node) takeAgain() (took bool) {
 		}
 	}
 	return took
+}
+
+// together is part of consensus.Config: the two at the same time are one after the
+// other, for what each does does not touch the other's.
+func (n *node) together(a, b func()) {
+	if n.w.chance.IntN(2) == 0 {
+		a, b = b, a
+	}
+	a()
+	b()
 }
 
 func (n *node) release() {
