@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -85,6 +86,7 @@ func releaseMemory() error {
 	if err := sc.Err(); err != nil {
 		return err
 	}
+	mapSparsely(ranges)
 	for _, r := range ranges {
 		// Read-only pages of a file: dropping them loses nothing.
 		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, r[0], r[1]-r[0], unix.MADV_DONTNEED); errno != 0 {
@@ -92,4 +94,39 @@ func releaseMemory() error {
 		}
 	}
 	return nil
+}
+
+// mapSparsely has the kernel map pages of the binary one by one as they are used, not
+// with the 64 KB or the folio of the page cache around them: of a large binary a store
+// uses a few functions here and there. So it does where it watches for writes
+// (userfaultfd(2)), of which there are none; watched asynchronously, they would wait
+// for nobody. It reports whether it does: kernels before 6.7, or built without that,
+// map as they always do.
+func mapSparsely(ranges [][2]uintptr) bool {
+	const (
+		userModeOnly          = 1 // needs no privilege
+		apiVersion            = 0xaa
+		wpUnpopulated         = 1 << 13
+		wpAsync               = 1 << 15
+		ioctlAPI              = 0xc018aa3f // on struct uffdio_api: version, features, ioctls
+		ioctlRegister         = 0xc020aa00 // on struct uffdio_register: start, length, mode, ioctls
+		registerWriteProtects = 2
+	)
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|userModeOnly, 0, 0)
+	if errno != 0 {
+		return false
+	}
+	api := [3]uint64{apiVersion, wpUnpopulated | wpAsync}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, ioctlAPI, uintptr(unsafe.Pointer(&api))); errno != 0 {
+		unix.Close(int(fd))
+		return false
+	}
+	for _, r := range ranges {
+		register := [4]uint64{uint64(r[0]), uint64(r[1] - r[0]), registerWriteProtects}
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, ioctlRegister, uintptr(unsafe.Pointer(&register))); errno != 0 {
+			unix.Close(int(fd))
+			return errno == unix.EBUSY // an earlier call's
+		}
+	}
+	return true // fd stays open: the watch ends with it
 }
