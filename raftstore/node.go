@@ -733,63 +733,6 @@ func (n *node) leave() {
 	})
 }
 
-// commitLazily writes the applied state to bbolt when there is much of it.
-func (n *node) commitLazily() {
-	ctx := n.ctx
-
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-n.wantSync:
-		}
-		applied := n.db.Applied()
-		if err := n.db.Commit(); err != nil {
-			if noRoom(err) {
-				n.lackRoom(err)
-				if n.makeRoom(ctx) {
-					n.wish()
-					continue
-				}
-			}
-			n.log.Error("the applied state was not written; the log still holds it", "err", err)
-			if n.db.Pending() > maxPendingBytes {
-				n.full.Store(true)
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(retryFull):
-			}
-			continue
-		}
-		n.full.Store(false)
-		select {
-		case n.durable <- applied:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// truncate drops the part of the log that bbolt now holds and nobody needs.
-func (n *node) truncate(a mvcc.Applied) {
-	n.committed = a
-	var pin uint64
-	for _, index := range n.pins {
-		if pin == 0 || index < pin {
-			pin = index
-		}
-	}
-	catchUp := n.cfg.catchUp
-	if n.low.Load() {
-		catchUp = 0
-	}
-	if err := n.core.Truncate(a, catchUp, catchUpBytes, pin); err != nil {
-		n.log.Error("the log was not shortened", "err", err)
-	}
-}
-
 // do has f called by the node's goroutine.
 func (n *node) do(ctx context.Context, f func(*consensus.Core)) error {
 	done := make(chan struct{})
