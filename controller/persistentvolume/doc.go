@@ -3,7 +3,7 @@
 //
 // It makes no volume: who a claim's StorageClass names is asked by an annotation, and
 // makes the PersistentVolume. For edged's own class that is the device that the
-// scheduler chose (runtime/volume), which also removes the volume's folder. Volumes
+// scheduler chose (runtime/localpath), which also removes the volume's folder. Volumes
 // that a class binds with their Pod are chosen by the scheduler.
 //
 // Claim and Volume are the decisions: functions of what is there, to one step.
