@@ -13,7 +13,7 @@ import (
 	goruntime "runtime"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -244,19 +244,57 @@ func (h handshakeErrors) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// runtimeWait is how long a request waits for the device's runtime, which after a
+// restart comes a moment after the API.
+const runtimeWait = 10 * time.Second
+
 // nodeHandler is the kubelet API of this device. Until the agent runs there is
 // none.
-type nodeHandler struct{ h atomic.Pointer[http.Handler] }
+type nodeHandler struct {
+	wait time.Duration // how long a request waits until there is one
 
-func (n *nodeHandler) set(h http.Handler) { n.h.Store(&h) }
+	mu   sync.Mutex
+	h    http.Handler  // guarded by mu
+	came chan struct{} // guarded by mu; closed when h is set, nil while nobody waits
+}
+
+func (n *nodeHandler) set(h http.Handler) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.h = h
+	if n.came != nil {
+		close(n.came)
+		n.came = nil
+	}
+}
+
+// get is the handler, and a channel that is closed when there is one.
+func (n *nodeHandler) get() (http.Handler, <-chan struct{}) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.h == nil && n.came == nil {
+		n.came = make(chan struct{})
+	}
+	return n.h, n.came
+}
 
 func (n *nodeHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h := n.h.Load()
+	h, came := n.get()
+	if h == nil {
+		timeout := time.NewTimer(n.wait)
+		defer timeout.Stop()
+		select {
+		case <-came:
+			h, _ = n.get()
+		case <-timeout.C:
+		case <-r.Context().Done():
+		}
+	}
 	if h == nil {
 		http.Error(w, "the device's container runtime is starting", http.StatusServiceUnavailable)
 		return
 	}
-	(*h).ServeHTTP(w, r)
+	h.ServeHTTP(w, r)
 }
 
 // Handler reaches the kubelet API of a device. It is apiserver's NodeConnector.

@@ -7,12 +7,17 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"edged/internal/atomicfile"
 )
 
 // dataVersion is the layout of the data-dir; a newer daemon reads older ones.
 const dataVersion = "edged-data 1\n"
+
+// lockWait is how long a daemon waits for the data-dir's lock: the one before may be
+// on its way out.
+const lockWait = 2 * time.Second
 
 // lockDataDir makes the data-dir if it is not there, checks that this daemon
 // understands it, and takes its lock: two daemons on one data-dir would each
@@ -25,7 +30,12 @@ func lockDataDir(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("--data-dir: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	for end := time.Now().Add(lockWait); errors.Is(err, syscall.EWOULDBLOCK) && time.Now().Before(end); {
+		time.Sleep(20 * time.Millisecond)
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	if err != nil {
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, fmt.Errorf("--data-dir: %s is in use by another edged", dir)

@@ -65,7 +65,10 @@ func runRun(ctx context.Context, e env) error {
 	}
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: c.parsed.logLevel}))
 	routeKlog(log)
-	d := &device{cfg: &c, log: log, announcer: announce.New(log), started: time.Now(), restart: make(chan struct{}, 1)}
+	d := &device{
+		cfg: &c, log: log, announcer: announce.New(log), started: time.Now(), restart: make(chan struct{}, 1),
+		node: nodeHandler{wait: runtimeWait},
+	}
 	defer d.close()
 	if err := d.open(ctx); err != nil {
 		return endOf(ctx, err) // told to stop while it joined or formed
