@@ -63,17 +63,6 @@ func (s *Store) Members() int {
 	return 0
 }
 
-// SoleVoter reports whether this member has the only vote, as far as it knows: then
-// it needs nobody, and is without a leader only until it has read its own log.
-func (s *Store) SoleVoter() bool {
-	m := s.node.view().members
-	if m == nil {
-		return false
-	}
-	voters := m.Voters()
-	return len(voters) == 1 && voters[0] == s.member
-}
-
 // LeaderLost returns a channel that is closed when the leader known now is no
 // more; it is closed already if there is none.
 func (s *Store) LeaderLost() <-chan struct{} {

@@ -13,9 +13,7 @@ import (
 )
 
 // FromRaft makes a Store of this device's replica.
-func FromRaft(s *raftstore.Store) Store {
-	return &raftStore{Store: s, born: time.Now(), patience: leaderWait}
-}
+func FromRaft(s *raftstore.Store) Store { return &raftStore{Store: s, born: time.Now()} }
 
 // leaderWait is how long a read waits for a leader before it is answered from
 // this device's own replica: longer than an election.
@@ -23,20 +21,15 @@ const leaderWait = 2 * time.Second
 
 type raftStore struct {
 	*raftstore.Store
-	born     time.Time
-	patience time.Duration // leaderWait
+	born time.Time
 	// leaderless is since when reads found no leader, as the time since born, which
 	// nobody sets; 0 if there was one.
 	leaderless atomic.Int64
 }
 
 // ReadIndex implements Store. While there is no leader only the first reads wait
-// for one. Who needs no other has one once its log is read, however long a slow card
-// takes for that: what was acknowledged is in there.
+// for one.
 func (s *raftStore) ReadIndex(ctx context.Context) (int64, error) {
-	if s.SoleVoter() {
-		return s.Store.ReadIndex(ctx)
-	}
 	if s.Leader() != 0 {
 		s.leaderless.Store(0)
 		revision, err := s.Store.ReadIndex(ctx)
@@ -46,7 +39,7 @@ func (s *raftStore) ReadIndex(ctx context.Context) (int64, error) {
 	}
 	now := time.Since(s.born)
 	s.leaderless.CompareAndSwap(0, int64(now))
-	left := s.patience - (now - time.Duration(s.leaderless.Load()))
+	left := leaderWait - (now - time.Duration(s.leaderless.Load()))
 	if left <= 0 {
 		return 0, ErrNoQuorum
 	}

@@ -3,7 +3,7 @@
 // StorageClass it gets, and the names by which edged's own provisioner is asked.
 //
 // It decides nothing of binding (controller/persistentvolume) and makes no volume
-// (runtime/volume). All functions are pure. May be imported by apiserver/...,
+// (runtime/localpath). All functions are pure. May be imported by apiserver/...,
 // controller/..., scheduler, runtime/... and cmd/edged.
 //
 // Sources: k8s.io/component-helpers/storage, k8s.io/kubernetes/pkg/volume/util.
