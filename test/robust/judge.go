@@ -98,15 +98,19 @@ func (h *history) save(dir string, info porcupine.LinearizationInfo) error {
 // transaction a revision, or the end of a lease. Whatever two of them saw must be the
 // same.
 func testimony(witnesses, reports []report.ClientReport) ([]model.EtcdRequest, error) {
-	seen := map[int64][]model.PersistedEvent{}
+	seen := map[int64]sight{}
 	var newest int64
 	for _, w := range witnesses {
 		for _, op := range w.Watch {
-			for rev, events := range byRevision(op) {
-				if known, ok := seen[rev]; ok && !slices.Equal(known, events) {
-					return nil, fmt.Errorf("members tell different histories: revision %d is %+v, and %+v", rev, known, events)
+			for rev, s := range byRevision(op) {
+				known, ok := seen[rev]
+				if ok && !slices.Equal(known.events, s.events) {
+					return nil, fmt.Errorf("members tell different histories: revision %d is %+v, and %+v", rev, known.events, s.events)
 				}
-				seen[rev] = events
+				if ok {
+					s.at = min(s.at, known.at)
+				}
+				seen[rev] = s
 				newest = max(newest, rev)
 			}
 		}
@@ -114,11 +118,11 @@ func testimony(witnesses, reports []report.ClientReport) ([]model.EtcdRequest, e
 	var requests []model.EtcdRequest
 	l := leasesOf(reports)
 	for rev := int64(2); rev <= newest; rev++ {
-		events, ok := seen[rev]
+		s, ok := seen[rev]
 		if !ok {
 			return nil, fmt.Errorf("no witness saw revision %d of %d: the run cannot be judged", rev, newest)
 		}
-		requests = append(requests, l.request(rev, events)...)
+		requests = append(requests, l.request(rev, s.events, s.at)...)
 	}
 	if len(requests) == 0 {
 		return nil, errors.New("no witness saw anything")
@@ -126,11 +130,17 @@ func testimony(witnesses, reports []report.ClientReport) ([]model.EtcdRequest, e
 	return requests, nil
 }
 
-func byRevision(op model.WatchOperation) map[int64][]model.PersistedEvent {
-	out := map[int64][]model.PersistedEvent{}
+// sight is what a witness saw of a revision, and when: nanoseconds since the start.
+type sight struct {
+	events []model.PersistedEvent
+	at     int64
+}
+
+func byRevision(op model.WatchOperation) map[int64]sight {
+	out := map[int64]sight{}
 	for _, resp := range op.Responses {
 		for _, e := range resp.Events {
-			out[e.Revision] = append(out[e.Revision], e.PersistedEvent)
+			out[e.Revision] = sight{append(out[e.Revision].events, e.PersistedEvent), resp.Time.Nanoseconds()}
 		}
 	}
 	return out

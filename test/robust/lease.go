@@ -1,6 +1,8 @@
 package main
 
 import (
+	"slices"
+
 	"go.etcd.io/etcd/tests/v3/robustness/model"
 	"go.etcd.io/etcd/tests/v3/robustness/report"
 )
@@ -11,8 +13,15 @@ import (
 type leases struct {
 	of       map[model.PutOptions]int64 // by key and value, as a client put them
 	deleted  map[int64]bool             // revisions that clients were told of a deletion
+	asked    []deletion
 	granted  map[int64]bool
 	attached map[string]int64
+}
+
+// deletion is one that a client asked for and was told nothing of.
+type deletion struct {
+	keys map[string]bool
+	call int64 // as a report's times: nanoseconds since its start
 }
 
 func leasesOf(reports []report.ClientReport) *leases {
@@ -23,13 +32,19 @@ func leasesOf(reports []report.ClientReport) *leases {
 			if req.Type != model.Txn {
 				continue
 			}
+			unanswered := deletion{keys: map[string]bool{}, call: op.Call}
 			for _, o := range req.Txn.AllOperations() {
 				switch {
 				case o.Type == model.PutOperation && o.Put.LeaseID != 0:
 					l.of[model.PutOptions{Key: o.Put.Key, Value: o.Put.Value}] = o.Put.LeaseID
 				case o.Type == model.DeleteOperation && resp.Error == "":
 					l.deleted[resp.Revision] = true
+				case o.Type == model.DeleteOperation:
+					unanswered.keys[o.Delete.Key] = true
 				}
+			}
+			if len(unanswered.keys) > 0 {
+				l.asked = append(l.asked, unanswered)
 			}
 		}
 	}
@@ -37,9 +52,9 @@ func leasesOf(reports []report.ClientReport) *leases {
 }
 
 // request makes of a revision's events the request that caused them, after the grant
-// of a lease that it is the first to name.
-func (l *leases) request(rev int64, events []model.PersistedEvent) (out []model.EtcdRequest) {
-	if id := l.ended(rev, events); id != 0 {
+// of a lease that it is the first to name. The first witness saw them at this time.
+func (l *leases) request(rev int64, events []model.PersistedEvent, at int64) (out []model.EtcdRequest) {
+	if id := l.ended(rev, events, at); id != 0 {
 		for _, e := range events {
 			delete(l.attached, e.Key)
 		}
@@ -63,8 +78,10 @@ func (l *leases) request(rev int64, events []model.PersistedEvent) (out []model.
 }
 
 // ended is the lease whose end a revision was: all of its keys were deleted, nothing
-// else happened, and no client was told that it was its doing. 0 is none.
-func (l *leases) ended(rev int64, events []model.PersistedEvent) int64 {
+// else happened, and it cannot have been a client's doing. 0 is none. Where both can
+// be, the checkers are told of the client's: it explains what was seen, and they leave
+// open whether an end of the lease that nobody was told of took place.
+func (l *leases) ended(rev int64, events []model.PersistedEvent, at int64) int64 {
 	id := l.attached[events[0].Key]
 	if id == 0 || l.deleted[rev] {
 		return 0
@@ -73,6 +90,9 @@ func (l *leases) ended(rev int64, events []model.PersistedEvent) int64 {
 		if e.Type != model.DeleteOperation || l.attached[e.Key] != id {
 			return 0
 		}
+	}
+	if slices.ContainsFunc(l.asked, func(d deletion) bool { return d.call < at && d.covers(events) }) {
+		return 0
 	}
 	n := 0
 	for _, other := range l.attached {
@@ -84,4 +104,8 @@ func (l *leases) ended(rev int64, events []model.PersistedEvent) int64 {
 		return 0
 	}
 	return id
+}
+
+func (d deletion) covers(events []model.PersistedEvent) bool {
+	return !slices.ContainsFunc(events, func(e model.PersistedEvent) bool { return !d.keys[e.Key] })
 }
