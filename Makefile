@@ -88,7 +88,7 @@ test-robust: build ## members of edged store broken under load, judged by etcd's
 
 .PHONY: test-robust-short
 test-robust-short: build ## two runs of test-robust: a leader killed, a leader cut off
-	cd test/robust && go build -o work/robust . && work/robust -bin ../../bin/edged -fault '^(kill|partition)$$' -traffic '^etcd$$'
+	cd test/robust && go test . && go build -o work/robust . && work/robust -bin ../../bin/edged -fault '^(kill|partition)$$' -traffic '^etcd$$'
 
 .PHONY: test-kube-apiserver
 test-kube-apiserver: build kubectl ## Kubernetes' own kube-apiserver and etcd's tools on our store; the first build takes ten minutes
