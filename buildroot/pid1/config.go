@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"sigs.k8s.io/yaml"
 )
@@ -130,6 +131,10 @@ func (s *system) giveKubeconfig() error {
 	}
 	// Whoever reaps collects it; what counts is what it printed.
 	if err := p.Release(); err != nil {
+		return err
+	}
+	// The loop that asks for it is watched.
+	if err := r.SetReadDeadline(time.Now().Add(loopMax / 2)); err != nil {
 		return err
 	}
 	data, err := io.ReadAll(io.LimitReader(r, ConfigBytes))

@@ -79,15 +79,12 @@ func (d *daemon) run(signals <-chan os.Signal) syscall.Signal {
 	watchChildren(children)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	booted, fed := time.Now(), time.Time{}
+	booted := time.Now()
 	for {
 		now := time.Now()
+		d.dog.allow(loopMax)
 		if d.pid == 0 && d.s.dataErr == nil && !now.Before(d.startAt) {
 			d.start(now)
-		}
-		if now.Sub(fed) >= dogEvery {
-			fed = now
-			d.s.console.check("feed the watchdog", d.dog.feed())
 		}
 		if d.pings && d.pid != 0 && now.Sub(d.lastLife) > lifeMax {
 			d.s.console.say("the daemon is silent since %v: ending it", d.lastLife.Format(time.TimeOnly))
@@ -186,7 +183,6 @@ func (d *daemon) stop(limit time.Duration) {
 	_ = unix.Kill(d.pid, unix.SIGTERM) // it may be gone already
 	for end := time.Now().Add(limit); d.pid != 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		d.reap()
-		d.s.console.check("feed the watchdog", d.dog.feed())
 	}
 }
 

@@ -13,7 +13,9 @@
 // data partition the daemon is not started: an empty one would make a device that
 // thinks it is new. A partition that was in use is made anew only if edged.yaml
 // says so. The daemon is killed when it says that it lives and then stops saying
-// so; the watchdog resets the machine when this process stops.
+// so. The watchdog resets the machine when this process shows no sign of life: for
+// a minute while the daemon runs, for ten in a step of the start, which may check a
+// large card.
 //
 // Dangers: everything here runs as PID 1: a panic is the kernel's. Decoders of
 // what comes from outside (DHCP, NTP, edged.yaml, the notify socket) return

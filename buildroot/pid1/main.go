@@ -66,11 +66,13 @@ func (s *system) run() {
 
 	c.check("find the boot partition", s.findBoot())
 	c.check("read edged.yaml", s.readConfig())
+	dog.allow(startMax)
 	if s.dataErr = s.mountData(); s.dataErr != nil {
 		c.say("NO DATA PARTITION: %v", s.dataErr)
 		c.say("the device stays up without its daemon; `data: recreate` in edged.yaml makes an empty one")
 	} else {
 		c.check("set the clock from the data partition", setClockAtLeast(lastKnownTime(stateDir, dataDir), c))
+		dog.allow(startMax)
 		c.check("copy what the boot partition brings", s.preload())
 		c.check("take secrets off the boot partition", s.consumeSecrets())
 	}
@@ -81,9 +83,6 @@ func (s *system) run() {
 	s.net = startNetwork(s.config.Network, name, c)
 	go keepTime(s.config.NTP, s.net, c)
 	s.net.wait(15 * time.Second)
-	for _, line := range s.net.lines() {
-		c.say("%s", line)
-	}
 	d := newDaemon(s, dog)
 	how := d.run(signals)
 	s.shutdown(d, how)
@@ -146,6 +145,7 @@ func release() string {
 // off.
 func (s *system) shutdown(d *daemon, how syscall.Signal) {
 	s.console.say("stopping")
+	d.dog.allow(stopMax)
 	d.stop(30 * time.Second)
 	_ = unix.Kill(-1, unix.SIGTERM) // nobody left is no error
 	if !d.reapAll(10 * time.Second) {

@@ -50,17 +50,6 @@ func (n *network) wait(limit time.Duration) {
 	}
 }
 
-// lines describe the links to a person.
-func (n *network) lines() (out []string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for link, l := range n.leases {
-		out = append(out, fmt.Sprintf("%s has %s", link, l.address))
-	}
-	slices.Sort(out)
-	return out
-}
-
 // followLinks starts every physical link; the kernel tells when there is
 // another one.
 func (n *network) followLinks() {
@@ -246,6 +235,9 @@ func (n *network) apply(link string, l lease) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.leases[link].address != l.address {
+		n.console.say("%s has %s", link, l.address)
+	}
 	n.leases[link] = l
 	err := n.writeResolver()
 	n.once.Do(func() { close(n.up) })
