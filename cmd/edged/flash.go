@@ -104,6 +104,21 @@ func checkTarget(device, mounts, swaps string) error {
 	return nil
 }
 
+// openTarget opens what is overwritten. The kernel gives a disk to itself alone
+// (O_EXCL) only if nobody holds it or a part of it: what is mounted under another name
+// or for others, LVM, RAID and encryption are in no table that [checkTarget] reads.
+func openTarget(device string) (*os.File, error) {
+	flags := os.O_RDWR | os.O_CREATE
+	if fi, err := os.Stat(device); err == nil && fi.Mode()&os.ModeDevice != 0 {
+		flags = os.O_RDWR | os.O_EXCL
+	}
+	f, err := os.OpenFile(device, flags, 0o644)
+	if errors.Is(err, unix.EBUSY) {
+		return nil, fmt.Errorf("%s is in use by the system: a file system, LVM, RAID or encryption on it; end that first", device)
+	}
+	return f, err
+}
+
 // isPartitionOf: /dev/sdb1 is one of /dev/sdb, /dev/mmcblk0p1 of /dev/mmcblk0.
 func isPartitionOf(path, disk string) bool {
 	rest, ok := strings.CutPrefix(path, disk)
@@ -173,7 +188,7 @@ func flash(ctx context.Context, out io.Writer, image, device string, config []by
 	if err != nil {
 		return err
 	}
-	d, err := os.OpenFile(device, os.O_RDWR|os.O_CREATE, 0o644)
+	d, err := openTarget(device)
 	if err != nil {
 		in.Close()
 		return err

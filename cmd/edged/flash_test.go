@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -109,5 +111,68 @@ func TestFlashRefuses(t *testing.T) {
 		if code != c.code || !strings.Contains(stderr.String(), c.want) {
 			t.Errorf("%s: exit code %d, %q; want %d, %q", name, code, stderr.String(), c.code, c.want)
 		}
+	}
+}
+
+// TestFlashRefusesDisksInUse: one that is mounted here, by name, and one that is held
+// where no table of ours shows it, by the kernel's word; the same disk is written when
+// nobody holds it.
+func TestFlashRefusesDisksInUse(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("making a disk needs root")
+	}
+	run := func(name string, args ...string) string {
+		t.Helper()
+		out, err := exec.Command(name, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	disk, dir := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	run("truncate", "-s", "64M", disk)
+	run("mkfs.ext4", "-q", disk)
+	dev := run("losetup", "--find", "--show", disk)
+	t.Cleanup(func() { run("losetup", "--detach", dev) })
+	image := smallImage(t)
+	flash := func() (int, string) {
+		var out, stderr bytes.Buffer
+		code := dispatch(context.Background(), env{[]string{"flash", "--image", image, "--device", dev}, nil, &out, &stderr})
+		return code, stderr.String()
+	}
+
+	run("mount", dev, dir)
+	code, said := flash()
+	run("umount", dir)
+	if code != exitFailed || !strings.Contains(said, "is in use ("+dev+" on "+dir+")") {
+		t.Errorf("mounted: exit code %d, %q", code, said)
+	}
+
+	// Mounted for another process alone, until its standard input ends.
+	other := exec.Command("unshare", "-m", "sh", "-c", `mount "$0" "$1" && echo mounted && read _; umount "$1"`, dev, dir)
+	in, err := other.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := other.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(pipe, make([]byte, len("mounted\n"))); err != nil {
+		t.Error(err)
+	}
+	code, said = flash()
+	if err := errors.Join(in.Close(), other.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	if code != exitFailed || !strings.Contains(said, "is in use by the system") {
+		t.Errorf("mounted elsewhere: exit code %d, %q", code, said)
+	}
+
+	if code, said = flash(); code != exitOK {
+		t.Errorf("in nobody's use: exit code %d, %q", code, said)
 	}
 }
