@@ -3,6 +3,7 @@
 # beside it (see buildroot/release).
 #   ARCHS   which architectures (default all four)
 #   DIST    where to (default dist)
+#   BUNDLE_IMAGES, BUNDLE_MANIFESTS   archives and files for the offline bundles
 set -euo pipefail
 cd "$(dirname "$0")/.."
 read -ra archs <<<"${ARCHS:-amd64 arm64 armv7 armv6}"
@@ -27,4 +28,5 @@ for arch in "${archs[@]}"; do
 done
 LIBSECCOMP_VERSION=$(dpkg-query -W -f '${Version}' libseccomp-dev)
 export LIBSECCOMP_VERSION
-go run ./buildroot/release -dist "$dist" -version "$version" -payload runtime/engine/payload/files "${archs[@]}"
+go run ./buildroot/release -dist "$dist" -version "$version" -payload runtime/engine/payload/files \
+  $(for f in ${BUNDLE_IMAGES:-}; do echo "-image $f"; done) $(for f in ${BUNDLE_MANIFESTS:-}; do echo "-manifest $f"; done) "${archs[@]}"

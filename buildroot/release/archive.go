@@ -89,12 +89,17 @@ func (r release) bundle(a arch, binary, bom []byte) ([]byte, error) {
 		{"edged.service", 0o644, []byte(systemdUnit)},
 		{"install.sh", 0o755, []byte(installScript)},
 	}
-	for _, image := range r.images {
-		data, err := os.ReadFile(image)
-		if err != nil {
-			return nil, err
+	for _, more := range []struct {
+		folder string
+		paths  []string
+	}{{"images", r.images}, {"manifests", r.manifests}} {
+		for _, path := range more.paths {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return nil, err
+			}
+			files = append(files, file{more.folder + "/" + filepath.Base(path), 0o644, data})
 		}
-		files = append(files, file{"images/" + filepath.Base(image), 0o644, data})
 	}
 	return tarGz(files, r.bundleName(a)+"/", r.time)
 }

@@ -2,7 +2,7 @@
 // architecture an SBOM, a Debian package and an offline bundle, then the
 // checksums of everything in the folder.
 //
-//	release -dist dist -version v1 -payload runtime/engine/payload/files [-image app.tar] amd64 arm64
+//	release -dist dist -version v1 -payload runtime/engine/payload/files [-image app.tar] [-manifest app.yaml] amd64 arm64
 //
 // Promise: the same inputs give the same bytes. Times are SOURCE_DATE_EPOCH,
 // owners are root, entries are sorted. A binary that is not static, or is for
@@ -46,7 +46,7 @@ var arches = []arch{
 type release struct {
 	dist, payload, version string
 	time                   time.Time
-	images                 []string
+	images, manifests      []string // for the bundles
 }
 
 func main() {
@@ -54,10 +54,14 @@ func main() {
 	flag.StringVar(&r.dist, "dist", "dist", "`folder` with edged-linux-<arch>")
 	flag.StringVar(&r.payload, "payload", "", "`folder` with <arch>/*.zst, the programs inside")
 	flag.StringVar(&r.version, "version", "", "version of the release")
-	flag.Func("image", "`archive` of container images for the bundles; may be repeated", func(v string) error {
-		r.images = append(r.images, v)
-		return nil
-	})
+	several := func(into *[]string) func(string) error {
+		return func(v string) error {
+			*into = append(*into, v)
+			return nil
+		}
+	}
+	flag.Func("image", "`archive` of container images for the bundles; may be repeated", several(&r.images))
+	flag.Func("manifest", "`file` of manifests for the bundles; may be repeated", several(&r.manifests))
 	flag.Parse()
 	if r.version == "" || r.payload == "" || flag.NArg() == 0 {
 		flag.Usage()

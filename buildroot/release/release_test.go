@@ -79,7 +79,11 @@ func TestBundleInstalls(t *testing.T) {
 	if err := os.WriteFile(image, []byte("an image"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r.images = []string{image}
+	manifest := filepath.Join(t.TempDir(), "app.yaml")
+	if err := os.WriteFile(manifest, []byte("a manifest"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.images, r.manifests = []string{image}, []string{manifest}
 	data, err := r.bundle(arches[0], []byte("the binary"), []byte("{}"))
 	if err != nil {
 		t.Fatal(err)
@@ -112,6 +116,7 @@ func TestBundleInstalls(t *testing.T) {
 		}{
 			{"usr/local/bin/edged", "the binary", 0o755},
 			{"var/lib/edged/images/app.tar", "an image", 0o644},
+			{"var/lib/edged/manifests/app.yaml", "a manifest", 0o644},
 			{c.path, c.want, c.mode},
 		} {
 			path := filepath.Join(root, f.path)

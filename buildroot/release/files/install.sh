@@ -7,14 +7,14 @@ cd "$(dirname "$0")"
 prefix=${PREFIX:-/usr/local} root=${ROOT:-}
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || { echo "install.sh: must be root" >&2; exit 1; }
 
-mkdir -p "$root$prefix/bin" "$root/var/lib/edged/images" "$root/etc/edged"
+mkdir -p "$root$prefix/bin" "$root/var/lib/edged/images" "$root/var/lib/edged/manifests" "$root/etc/edged"
 chmod 0700 "$root/var/lib/edged"
 # Beside, then renamed: a running daemon keeps its file until it restarts.
 cp edged "$root$prefix/bin/.edged.new"
 chmod 0755 "$root$prefix/bin/.edged.new"
 mv "$root$prefix/bin/.edged.new" "$root$prefix/bin/edged"
-for f in images/*; do
-	[ ! -f "$f" ] || cp "$f" "$root/var/lib/edged/images/"
+for f in images/* manifests/*; do
+	[ ! -f "$f" ] || cp "$f" "$root/var/lib/edged/$f"
 done
 [ ! -f config.yaml ] || [ -e "$root/etc/edged/config.yaml" ] || cp config.yaml "$root/etc/edged/config.yaml"
 
