@@ -6,10 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,6 +30,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/codec"
+	"edged/apiserver/kinds"
 	"edged/apiserver/registry"
 	"edged/apiserver/registry/registrytest"
 )
@@ -642,36 +643,55 @@ func TestCreateOnUpdate(t *testing.T) {
 // TestCompactionLeavesAnIdleStoreAlone counts what RunCompaction does.
 func TestCompactionLeavesAnIdleStoreAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, err := registry.New(registry.Config{Store: registrytest.NewMemStore()})
+		s := &compacter{MemStore: registrytest.NewMemStore()}
+		r, err := registry.New(registry.Config{Store: s.MemStore, Kinds: kinds.All(kinds.Config{})})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := &compacter{}
-		s.revision.Store(10)
 		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { _ = r.RunCompaction(ctx, s, time.Minute); close(done) }()
-		time.Sleep(10 * time.Minute)
-		synctest.Wait()
-		s.revision.Store(20)
-		time.Sleep(10 * time.Minute)
-		synctest.Wait()
-		if fmt.Sprint(s.compactions) != "[10]" {
-			t.Errorf("compacted at %v, want once at 10", s.compactions)
+		var running sync.WaitGroup
+		running.Go(func() { _ = r.Run(ctx) })
+		running.Go(func() { _ = r.RunCompaction(ctx, s, time.Minute) })
+		var written int
+		step := func(what string, writes int, d time.Duration, want ...int64) {
+			t.Helper()
+			for range writes {
+				written++
+				cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("c", written)}}
+				if _, err := registry.For[*corev1.ConfigMap](r).Create(ctx, cm); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(d)
+			synctest.Wait()
+			if !slices.Equal(s.compactions, want) {
+				t.Errorf("%s: compacted at %v, want %v", what, s.compactions, want)
+			}
+			s.compactions = nil
 		}
+		step("a start that writes", 10, 90*time.Second)
+		step("little history, nobody writes", 0, 10*time.Minute)
+		step("a write is not followed by another", 1, 10*time.Minute)
+		step("a write", 1, 70*time.Second)
+		step("and one in the interval in which it is due", 1, time.Second, 12)
+		step("much, and nobody writes", 1200, 10*time.Minute)
+		step("much is not waited with", 1, time.Minute, 1214)
 		cancel()
-		<-done
+		running.Wait()
 	})
 }
 
+// compacter counts compactions.
 type compacter struct {
-	revision    atomic.Int64
+	*registrytest.MemStore
 	compactions []int64
+	compacted   int64
 }
 
-func (c *compacter) ReadIndex(context.Context) (int64, error) { return c.revision.Load(), nil }
+func (c *compacter) Revision() (current, compacted int64) { return 0, c.compacted }
 
 func (c *compacter) Compact(_ context.Context, req *pb.CompactionRequest) (*pb.CompactionResponse, error) {
 	c.compactions = append(c.compactions, req.Revision)
+	c.compacted = req.Revision
 	return &pb.CompactionResponse{}, nil
 }
