@@ -3,6 +3,7 @@
 # beside it (see buildroot/release).
 #   ARCHS   which architectures (default all four)
 #   DIST    where to (default dist)
+#   NOPACK=1   the binaries alone
 #   BUNDLE_IMAGES, BUNDLE_MANIFESTS   archives and files for the offline bundles
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,6 +27,7 @@ for arch in "${archs[@]}"; do
     -ldflags "-s -w -buildid= -X main.version=$version" -o "$dist/edged-linux-$arch" ./cmd/edged
   echo "dist: edged-linux-$arch"
 done
+[ ! "${NOPACK:-}" ] || exit 0
 LIBSECCOMP_VERSION=$(dpkg-query -W -f '${Version}' libseccomp-dev)
 export LIBSECCOMP_VERSION
 go run ./buildroot/release -dist "$dist" -version "$version" -payload runtime/engine/payload/files \

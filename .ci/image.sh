@@ -3,6 +3,7 @@
 #   DIST         where to (default dist)
 #   UPGRADE_KEY  file with the signing key's seed in hexadecimal; without it, one
 #                is made in .cache: good for trying, not for a fleet
+#   EDGED        the binary to put on it (default: built)
 #   CONFIG       edged.yaml to put on it
 #   PRELOAD      archives of container images to bring along
 #   NOXZ=1       do not pack it
@@ -45,7 +46,11 @@ fi
 mkdir -p "$dist"
 init=$(mktemp)
 trap 'rm -f "$init"' EXIT
-if [ ! -x "${EDGED:=$dist/edged-linux-$arch}" ]; then ARCHS=$arch DIST=$dist bash .ci/cross.sh; fi
+# Built anew, as one of an older commit may lie there.
+if [ ! "${EDGED:-}" ]; then
+  EDGED=$dist/edged-linux-$arch
+  NOPACK=1 ARCHS=$arch DIST=$dist bash .ci/cross.sh
+fi
 GOOS=linux GOARCH=$arch go build -buildvcs=false -ldflags "-s -w -buildid=" -o "$init" ./buildroot/init
 go run ./buildroot/image -board "$board" -edged "$EDGED" -init "$init" -kernel "$kernel" -firmware "$firmware" -debian "$debian" \
   -version "$VERSION" -key "$key" -config "${CONFIG:-}" \

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"crypto/ed25519"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -79,11 +80,22 @@ func grown(t *testing.T, m *Machine) {
 	m.WaitFor(0, "edged-init: making an empty data partition", wide)
 }
 
-// TestAMD64 boots by UEFI and systemd-boot, runs a Pod, upgrades from slot a to b,
-// and then takes a broken system, from which it comes back by itself.
+// TestAMD64 boots by UEFI and systemd-boot, with a damaged data partition and without
+// a network, and stays up; told to make the partition anew, it runs a Pod, upgrades
+// from slot a to b, and then takes a broken system, from which it comes back by itself.
 func TestAMD64(t *testing.T) {
 	t.Parallel()
-	m := New(t, Options{Board: "amd64", MemoryMB: 512, Config: config, Preload: []string{helloArchive(t, "amd64")}})
+	m := New(t, Options{Board: "amd64", MemoryMB: 512, Config: config, Preload: []string{helloArchive(t, "amd64")}, Offline: true})
+	m.damage()
+	m.On()
+	m.WaitFor(0, "edged-init: NO DATA PARTITION", wide)
+	m.WaitFor(0, "edged-init: no link has an address yet", wide)
+	m.Cut()
+	if n := m.count("edged-init: edged .*, slot a"); n != 1 {
+		t.Errorf("it started %d times: the watchdog (softdog) does not wait for a network", n)
+	}
+	m.o.Offline, m.o.Config = false, config+"data: recreate\n"
+	m.writeConfig()
 	m.On()
 	m.WaitFor(0, "edged-init: the daemon is ready", wide)
 	grown(t, m)
@@ -241,15 +253,57 @@ func TestPiUpgrade(t *testing.T) {
 }
 
 // TestPi3B boots from the SD card of an emulated board, by its own device tree,
-// with its network on USB and its clock at 1970.
+// with its network on USB, a static address, and its clock at 1970 until a time server
+// tells.
 func TestPi3B(t *testing.T) {
 	t.Parallel()
-	m := New(t, Options{Board: "rpi", Machine: "raspi3b", MemoryMB: 1024, Config: config})
+	serveTime(t)
+	m := New(t, Options{Board: "rpi", Machine: "raspi3b", MemoryMB: 1024, Config: config + `
+network:
+  links: [{name: usb0, address: 10.0.2.15/24, gateway: 10.0.2.2}]
+ntp: [10.0.2.2]
+`})
 	m.On()
 	m.WaitFor(0, "edged-init: the clock was at 1970-01-01 ", wide)
 	grown(t, m)
 	m.WaitFor(0, "edged-init: the daemon is ready", wide)
 	m.API(time.Minute).NodeReady(wide)
+	m.WaitFor(0, `edged-init: usb0 has 10\.0\.2\.15/24`, wide)
+	m.WaitFor(0, `edged-init: the clock was off by \S+ \(10\.0\.2\.2\)`, wide)
+}
+
+// serveTime is an NTP server where QEMU's networks have 10.0.2.2 lead.
+func serveTime(t *testing.T) {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:123")
+	must(t, err)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		const epoch = 2208988800 // 1970 in seconds since 1900
+		for buf := make([]byte, 512); ; {
+			n, from, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if n < 48 {
+				continue
+			}
+			answer := make([]byte, 48)
+			answer[0], answer[1] = 4<<3|4, 1 // version 4, server, stratum 1
+			copy(answer[24:], buf[40:48])
+			now := time.Now()
+			for _, at := range []int{32, 40} {
+				binary.BigEndian.PutUint32(answer[at:], uint32(now.Unix()+epoch))
+				binary.BigEndian.PutUint32(answer[at+4:], uint32(uint64(now.Nanosecond())<<32/1e9))
+			}
+			_, _ = conn.WriteTo(answer, from) // a wire may lose it
+		}
+	}()
+	t.Cleanup(func() {
+		conn.Close()
+		<-ended
+	})
 }
 
 // TestDisk sees that the disk loses what was not flushed and nothing else.

@@ -34,6 +34,7 @@ type Options struct {
 	Config   string   // edged.yaml
 	Preload  []string // archives for the boot partition
 	NBD      bool     // the harness serves the disk
+	Offline  bool     // a link that leads nowhere
 }
 
 // Machine is a machine with a card in it.
@@ -113,9 +114,19 @@ func freePort(t testing.TB) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// configure writes edged.yaml as `edged flash` does, and adds archives as a
+// configure puts on the card what its owner does: edged.yaml, and archives as a
 // person does who opens the card on a computer.
 func (m *Machine) configure() {
+	m.writeConfig()
+	if len(m.o.Preload) > 0 {
+		at := m.card + "@@1M"
+		run(m.t, "mmd", "-i", at, "::images")
+		run(m.t, "mcopy", append(append([]string{"-i", at}, m.o.Preload...), "::images/")...)
+	}
+}
+
+// writeConfig writes edged.yaml as `edged flash` does.
+func (m *Machine) writeConfig() {
 	f, err := os.OpenFile(m.card, os.O_RDWR, 0)
 	must(m.t, err)
 	defer f.Close()
@@ -124,11 +135,6 @@ func (m *Machine) configure() {
 	text, err := pid1.PadConfig([]byte(m.o.Config))
 	must(m.t, err)
 	must(m.t, v.Overwrite(boot, pid1.ConfigName, text))
-	if len(m.o.Preload) > 0 {
-		at := m.card + "@@1M"
-		run(m.t, "mmd", "-i", at, "::images")
-		run(m.t, "mcopy", append(append([]string{"-i", at}, m.o.Preload...), "::images/")...)
-	}
 }
 
 // Boot opens the boot partition, as it is on the card now.
@@ -148,6 +154,19 @@ func (m *Machine) Boot() *fat.Volume {
 	return v
 }
 
+// damage writes noise over the head of the data partition.
+func (m *Machine) damage() {
+	m.t.Helper()
+	f, err := os.OpenFile(m.card, os.O_RDWR, 0)
+	must(m.t, err)
+	defer f.Close()
+	table, err := disk.Read(f, cardBytes)
+	must(m.t, err)
+	data := table.Partitions[len(table.Partitions)-1]
+	_, err = f.WriteAt(bytes.Repeat([]byte("noise"), 64<<10), data.Start*disk.SectorBytes)
+	must(m.t, err)
+}
+
 // endWithTest has a program end when the test is killed.
 var endWithTest = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 
@@ -157,6 +176,8 @@ func (m *Machine) On() {
 	args := []string{"-nographic", "-monitor", "none", "-serial", "stdio", "-vga", "none", "-m", strconv.Itoa(m.o.MemoryMB)}
 	if m.o.Fleet != nil {
 		args = append(args, "-netdev", m.o.Fleet.netdev("n"))
+	} else if m.o.Offline {
+		args = append(args, "-netdev", "hubport,id=n,hubid=0")
 	} else {
 		args = append(args, "-netdev", fmt.Sprintf("user,id=n,hostfwd=tcp:127.0.0.1:%d-:6443", m.APIPort))
 	}
@@ -298,6 +319,19 @@ func (m *Machine) HasSince(mark int, pattern string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.ContainsFunc(m.lines[mark:], re.MatchString)
+}
+
+// count tells how many lines match.
+func (m *Machine) count(pattern string) (n int) {
+	re := regexp.MustCompile(pattern)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range m.lines {
+		if re.MatchString(l) {
+			n++
+		}
+	}
+	return n
 }
 
 // Cut takes the power away. With NBD, what was not flushed is lost in part.
