@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,7 +16,17 @@ func ask(buildroot, external string, out io.Writer) (problems []string, err erro
 	if external, err = filepath.Abs(external); err != nil {
 		return nil, err
 	}
-	text, err := exec.Command(filepath.Join(buildroot, "utils", "check-package"), "-b", external).CombinedOutput()
+	// It passes over folders without a word.
+	args := []string{"-b"}
+	if err := filepath.WalkDir(external, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			args = append(args, path)
+		}
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	text, err := exec.Command(filepath.Join(buildroot, "utils", "check-package"), args...).CombinedOutput()
 	if err != nil {
 		problems = append(problems, fmt.Sprintf("check-package: %v\n%s", err, text))
 	}

@@ -72,8 +72,41 @@ var (
 	symbol = regexp.MustCompile(`BR2_PACKAGE_EDGED\w*`)
 )
 
+// attributes of an entry come in this order, which check-package wants.
+var attributes = map[string]int{"bool": 1, "prompt": 1, "string": 1, "default": 2, "depends": 3, "select": 4, "help": 5}
+
+const (
+	helpIndent = "\t  "
+	helpMax    = 62 // characters of a line, without its indentation
+)
+
+// style finds what check-package would of an entry's attributes and help.
+func (t *tree) style(path, text string) {
+	last := 0
+	for i, line := range strings.Split(text, "\n") {
+		if help, is := strings.CutPrefix(line, helpIndent); is {
+			if len(help) > helpMax {
+				t.complain("%s:%d: %d characters of help, more than %d", path, i+1, len(help), helpMax)
+			}
+			continue
+		}
+		f := strings.Fields(line)
+		if len(f) == 0 || line[0] != '\t' { // another entry
+			last = 0
+			continue
+		}
+		if now := attributes[f[0]]; now > 0 {
+			if now < last {
+				t.complain("%s:%d: %s comes before what is above it: type, default, depends, select, help", path, i+1, f[0])
+			}
+			last = now
+		}
+	}
+}
+
 func (t *tree) configIn(path string) {
 	text := t.read(path)
+	t.style(path, text)
 	for _, m := range define.FindAllStringSubmatch(text, -1) {
 		if t.symbols[m[1]] {
 			t.complain("%s defines %s a second time", path, m[1])

@@ -31,6 +31,8 @@ func TestFindsPlantedFaults(t *testing.T) {
 		"memory controler": {"board/rpi/cmdline.txt", "cgroup_enable=memory ", "", "no memory limits"},
 		"symbol":           {"package/edged/edged.mk", "BR2_PACKAGE_EDGED_DIST", "BR2_PACKAGE_EDGED_DISC", "uses BR2_PACKAGE_EDGED_DISC"},
 		"installed file":   {"package/edged/edged.mk", "/S90edged \\", "/S91edged \\", "installs S91edged"},
+		"order":            {"package/edged/Config.in", "\tstring \"folder with edged-linux-<arch>\"\n", "\tdepends on BR2_aarch64\n\tstring \"folder\"\n", "string comes before"},
+		"help":             {"package/edged/Config.in", "\t  folder.\n", "\t  folder, which is one that has a name that is long, longer than help may be.\n", "characters of help"},
 		"name":             {"external.desc", "EDGED", "EDGE", "does not name the tree"},
 	} {
 		t.Run(name, func(t *testing.T) {
