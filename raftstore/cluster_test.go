@@ -600,6 +600,27 @@ func TestPlannedStopCostsNoElection(t *testing.T) {
 	}
 }
 
+// TestPlannedStopPassesOverTheDead: the leader does not hand over to a member that was
+// killed less than an election's time ago, and so counts as active.
+func TestPlannedStopPassesOverTheDead(t *testing.T) {
+	c := newCluster(t, func(cfg *Config) { cfg.ElectionTicks = 100 }, "a", "b", "c", "d", "e")
+	leader := c.leader()
+	put(t, c.members[leader].Store, "k", "1")
+	c.same()
+	dead := ""
+	for name, m := range c.members {
+		if name != leader && (dead == "" || m.MemberID() < c.members[dead].MemberID()) {
+			dead = name // raft's first choice of equals
+		}
+	}
+	c.stop(dead)
+	m := c.members[leader].Store
+	c.stop(leader)
+	if to := m.node.view().leader; to == m.MemberID() {
+		t.Error("the leader stopped as such")
+	}
+}
+
 func TestMoveLeader(t *testing.T) {
 	c := newCluster(t, nil, "a", "b", "c")
 	ctx := context.Background()

@@ -132,6 +132,15 @@ func (s *Store) send(msgs []*raftpb.Message) {
 	}
 }
 
+// reaches reports whether messages reach a member, as far as this one's kernel knows.
+func (s *Store) reaches(id uint64) bool {
+	if s.peers == nil {
+		return false
+	}
+	_, ok := s.peers.Connected(id)
+	return ok
+}
+
 // sendSnapshot streams the applied state as it is now, which is not older than
 // what m announces.
 func (s *Store) sendSnapshot(ctx context.Context, m *raftpb.Message) error {
@@ -742,7 +751,7 @@ func (s *Store) handOver() {
 	ctx, cancel := context.WithTimeout(context.Background(), s.election())
 	defer cancel()
 	var to uint64
-	err := s.node.do(ctx, func(c *consensus.Core) { to = c.Heir() })
+	err := s.node.do(ctx, func(c *consensus.Core) { to = c.Heir(s.reaches) })
 	if err != nil || to == 0 {
 		return
 	}

@@ -182,6 +182,7 @@ type nodeConfig struct {
 	members        func(*consensus.Membership)                         // told of each change
 	applied        func(*pb.InternalRaftRequest, proto.Message, error) // told of each entry
 	send           func([]*raftpb.Message)
+	connected      func(id uint64) bool
 	sendSnapshot   func(context.Context, *raftpb.Message) error
 	discard        func(path string)
 	counters       *counters
@@ -557,7 +558,7 @@ func (n *node) release() {
 func (n *node) process() (more, full bool, err error) {
 	before := n.core.Leader()
 	if n.core.NeedsTicks() { // nobody replaces a lone member, and a timer costs it two wake-ups
-		n.heir.Store(n.core.Heir())
+		n.heir.Store(n.core.Heir(n.cfg.connected))
 		n.hang.Reset(time.Duration(n.cfg.electionTicks) * n.pace())
 	}
 	err = n.core.Turn()

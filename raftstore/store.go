@@ -478,7 +478,7 @@ func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {
 	s.node, err = newNode(nodeConfig{
 		self: s.member, tick: s.cfg.Tick, electionTicks: s.cfg.ElectionTicks, heartbeatTicks: s.cfg.HeartbeatTicks, requestTimeout: s.cfg.RequestTimeout,
 		commitEntries: s.cfg.CommitEntries, catchUp: s.cfg.CatchUpEntries,
-		members: s.meet, applied: s.applied, send: s.send, sendSnapshot: s.sendSnapshot, discard: s.discard,
+		members: s.meet, applied: s.applied, send: s.send, connected: s.reaches, sendSnapshot: s.sendSnapshot, discard: s.discard,
 		counters: s.counters,
 	}, s.db, log, content, s.log)
 	return err

@@ -666,20 +666,28 @@ func (c *Core) Progress() map[uint64]Progress {
 	return out
 }
 
-// Heir is the voter that is best to lead after this member, if that leads: of those
-// heard of lately, or else of all, the one known to have most of the log. 0 is nobody.
-func (c *Core) Heir() (heir uint64) {
+// Heir is the voter that is best to lead after this member, if that leads: the one known
+// to have most of the log, of those that connected reports, or else of those heard of
+// within an election's time, or else of all. 0 is nobody.
+func (c *Core) Heir(connected func(id uint64) bool) (heir uint64) {
 	if !c.Leading() {
 		return 0
 	}
 	var match uint64
-	recent := false
+	best := -1
 	c.raw.WithProgress(func(id uint64, typ raft.ProgressType, pr tracker.Progress) {
-		if id == c.id || typ == raft.ProgressTypeLearner || recent && !pr.RecentActive {
+		if id == c.id || typ == raft.ProgressTypeLearner {
 			return
 		}
-		if pr.Match > match || pr.RecentActive && !recent {
-			heir, match, recent = id, pr.Match, pr.RecentActive
+		alive := 0
+		if pr.RecentActive {
+			alive = 1
+			if connected(id) {
+				alive = 2
+			}
+		}
+		if alive > best || alive == best && pr.Match > match {
+			heir, match, best = id, pr.Match, alive
 		}
 	})
 	return heir
