@@ -162,12 +162,11 @@ func newCluster(t *testing.T, change func(*Config), names ...string) *testCluste
 }
 
 func (c *testCluster) open(cfg Config) *testMember {
-	var answer func(uint64, []byte) ([]byte, error)
+	network := c.wire.listen(cfg.PeerURLs[0])
 	if cfg.Network != nil {
-		answer = cfg.Network.Answer
+		network.Answer, network.Silence = cfg.Network.Answer, cfg.Network.Silence
 	}
-	cfg.Network = c.wire.listen(cfg.PeerURLs[0])
-	cfg.Network.Answer = answer
+	cfg.Network = network
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	s, err := Open(ctx, cfg)

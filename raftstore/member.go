@@ -33,6 +33,7 @@ const (
 	callHashKV
 	callRoom
 	callAsk
+	callSilence
 )
 
 // healthyAfter is how long a member must have been connected to count for a
@@ -287,6 +288,9 @@ func (p *peers) Call(ctx context.Context, from uint64, method byte, body []byte)
 	}
 	if answer := p.s.cfg.Network.Answer; method == callAsk && answer != nil {
 		return answer(from, body)
+	}
+	if method == callSilence {
+		return nil, p.s.toldSilence(body)
 	}
 	if len(body) != 8 {
 		return nil, fmt.Errorf("call %d with %d bytes", method, len(body))

@@ -132,6 +132,7 @@ type node struct {
 	rolled    uint64          // the log's segment that was seen last, while low
 	reign     context.Context // ends when this member stops leading: snapshots are sent in it
 	abdicate  context.CancelFunc
+	silences  silences
 
 	// set at construction
 	cfg       nodeConfig
@@ -186,11 +187,16 @@ type nodeConfig struct {
 	sendSnapshot   func(context.Context, *raftpb.Message) error
 	discard        func(path string)
 	counters       *counters
+	// heard tells when something of a member arrived last; silence is told of those of
+	// which nothing does, and of those of which it does again. Both nil for none.
+	heard   func(id uint64) time.Time
+	silence func(members *consensus.Membership, silent, back []uint64, tell bool)
 }
 
 func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *slog.Logger) (*node, error) {
 	n := &node{
 		cfg: cfg, wal: log, log: logger, db: db, pins: map[uint64]uint64{}, waiting: map[uint64]*waiter{}, next: &readers{}, committed: db.Applied(),
+		silences:  silences{of: map[uint64]*silentFor{}},
 		proposals: make(chan uint64, maxBatch), reads: make(chan *waiter, maxBatch), inbox: make(chan *raftpb.Message, maxInbox),
 		snapshots: make(chan received), reports: make(chan report, 64), control: make(chan func(*consensus.Core)),
 		durable: make(chan mvcc.Applied, 1), wantSync: make(chan struct{}, 1), short: make(chan struct{}, 1), replayed: make(chan struct{}), done: make(chan struct{}), slots: make(chan struct{}, 2),
@@ -456,6 +462,7 @@ func (n *node) step(m *raftpb.Message) {
 // tick passes time to raft, and to those who wait.
 func (n *node) tick() {
 	n.core.Tick()
+	n.listen()
 	term := n.view().term
 	n.mu.Lock()
 	for id, w := range n.waiting {

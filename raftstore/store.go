@@ -128,6 +128,9 @@ type Network struct {
 	// Answer answers what another member asks with [Store.Ask]; from is 0 for who
 	// is not a member. nil answers nothing.
 	Answer func(from uint64, body []byte) ([]byte, error)
+	// Silence is told, on every member that is not silent itself, of those that are,
+	// seconds before anybody takes them for gone. It must not wait. nil tells nobody.
+	Silence func(Silence)
 }
 
 // InitialMember is a founder.
@@ -475,12 +478,16 @@ func (s *Store) askMember(ctx context.Context, at string, was uint64) (*consensu
 
 func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {
 	s.lessor = newLessor(s)
-	s.node, err = newNode(nodeConfig{
+	cfg := nodeConfig{
 		self: s.member, tick: s.cfg.Tick, electionTicks: s.cfg.ElectionTicks, heartbeatTicks: s.cfg.HeartbeatTicks, requestTimeout: s.cfg.RequestTimeout,
 		commitEntries: s.cfg.CommitEntries, catchUp: s.cfg.CatchUpEntries,
 		members: s.meet, applied: s.applied, send: s.send, connected: s.reaches, sendSnapshot: s.sendSnapshot, discard: s.discard,
 		counters: s.counters,
-	}, s.db, log, content, s.log)
+	}
+	if s.cfg.Network != nil && s.cfg.Network.Silence != nil {
+		cfg.heard, cfg.silence = func(id uint64) time.Time { return s.peers.Heard(id) }, s.tellSilence
+	}
+	s.node, err = newNode(cfg, s.db, log, content, s.log)
 	return err
 }
 

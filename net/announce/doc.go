@@ -19,6 +19,12 @@
 // renewed as long as the daemon lives: of a daemon that dies, the kernel takes the
 // address away.
 //
+// A device that is taken for gone is not ready. That takes seconds, as one whose disk
+// hangs must not be; an address can move before. The leader says at once of whom it
+// hears nothing ([Announcer.Missing]), which may be wrong: who would have an address
+// without that device asks its neighbors for it, by ARP or NDP, and takes it if nobody
+// answers.
+//
 // # Types
 //
 // [Pool] is what --lb-pool says, [Pool.Allocate] and [Owned] are pure; an
@@ -36,6 +42,9 @@
 // A device that is cut off from the cluster but not from the clients goes on
 // answering for its addresses until its daemon learns or ends. All methods of an
 // Announcer work in the network namespace of the thread that called Run.
+//
+// A device whose daemon hangs keeps its addresses until it is taken for gone: its
+// kernel answers.
 //
 // # Goroutines
 //

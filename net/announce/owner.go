@@ -5,6 +5,7 @@ import (
 	"hash/fnv"
 	"net/netip"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -12,6 +13,10 @@ import (
 
 	"edged/apiserver/registry"
 )
+
+// missingFor is how long at most a device is missing: longer than it takes to be told
+// that it is gone, or is not.
+const missingFor = 10 * time.Second
 
 // Owned are the load balancer addresses that a device answers for. It is pure,
 // and over all devices that see the same objects, each address has at most one
@@ -103,11 +108,31 @@ func (a *Announcer) Follow(ctx context.Context, node string, reg *registry.Regis
 	defer a.Hold("services", nil)
 	poke(wake)
 	for {
+		var expired <-chan time.Time
+		if _, left := a.missing(); left > 0 {
+			expired = time.After(left)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-wake:
-			a.Hold("services", Owned(node, nodes.List(""), services.List(""), endpoints.List("")))
+		case <-a.follow:
+		case <-expired:
 		}
+		all, lb, eps := nodes.List(""), services.List(""), endpoints.List("")
+		owned := Owned(node, all, lb, eps)
+		silent, _ := a.missing()
+		a.hold("services", owned, inherited(node, silent, all, lb, eps, owned))
 	}
+}
+
+// inherited are the addresses that would be the device's without those that are
+// silent. Only of what is on a link of this device it can be told whether another
+// answers for it; Announcer asks.
+func inherited(node string, silent map[string]bool, nodes []*corev1.Node, services []*corev1.Service, slcs []*discoveryv1.EndpointSlice, owned []netip.Addr) []netip.Addr {
+	if len(silent) == 0 {
+		return nil
+	}
+	there := slices.DeleteFunc(slices.Clone(nodes), func(n *corev1.Node) bool { return silent[n.Name] })
+	return slices.DeleteFunc(Owned(node, there, services, slcs), func(a netip.Addr) bool { return slices.Contains(owned, a) })
 }

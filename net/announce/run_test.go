@@ -3,6 +3,8 @@ package announce_test
 import (
 	"context"
 	"log/slog"
+	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -144,4 +146,94 @@ func TestFollow(t *testing.T) {
 		t.Errorf("moved from %s to %s in %s, want 3 s", first, second, took)
 	}
 	t.Logf("moved from %s to %s in %s", first, second, took)
+}
+
+// TestMissing: nothing is heard of the device that has an address, and nobody took it
+// for gone yet. While it answers for the address it keeps it; when it does not, the
+// other has it; and when it is back, its neighbors find it there again.
+func TestMissing(t *testing.T) {
+	host := netnstest.Host()
+	host.Run(t, "ip", "link", "add", "sw", "type", "bridge", "forward_delay", "0")
+	t.Cleanup(func() { host.Run(t, "ip", "link", "del", "sw") })
+	host.Run(t, "ip", "link", "set", "sw", "up")
+	reg := registrytest.New(t)
+	nodes, services := registry.For[*corev1.Node](reg), registry.For[*corev1.Service](reg)
+	if _, err := registry.For[*corev1.Namespace](reg).Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns"}}); err != nil {
+		t.Fatal(err)
+	}
+	s := service("web")
+	s.Spec.Ports = []corev1.ServicePort{{Port: 80}}
+	s, err := services.Create(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	devices := map[string]device{}
+	for i, name := range []string{"a", "b"} {
+		if _, err := nodes.Create(t.Context(), node(name, corev1.ConditionTrue)); err != nil {
+			t.Fatal(err)
+		}
+		d := newDevice(t, name, i+1)
+		devices[name] = d
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- d.Follow(ctx, name, reg) }()
+		t.Cleanup(func() {
+			cancel()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if _, err := services.UpdateStatus(t.Context(), "ns", "web", func(o *corev1.Service) error {
+		o.Status = service("web", "=192.0.2.100", "=2001:db8::100").Status
+		o.Status.Conditions[0].LastTransitionTime = metav1.Now()
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	client := netnstest.New(t)
+	plug(t, client, "client", 9)
+	for _, addr := range []string{"192.0.2.100", "2001:db8::100"} {
+		t.Run(addr, func(t *testing.T) {
+			has := func(d device) bool {
+				return strings.Contains(d.NS.Run(t, "ip", "addr", "show", "dev", "eth0"), " "+addr+"/")
+			}
+			eventually := func(what string, f func() bool) {
+				t.Helper()
+				for deadline := time.Now().Add(20 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+					if time.Now().After(deadline) {
+						t.Fatalf("not %s within 20 s", what)
+					}
+				}
+			}
+			eventually("held", func() bool { return has(devices["a"]) || has(devices["b"]) })
+			first, second := "a", "b"
+			if has(devices["b"]) {
+				first, second = "b", "a"
+			}
+			answers := func(want string) {
+				t.Helper()
+				eventually("answered by "+want, func() bool {
+					name, _, err := ask(client, net.JoinHostPort(addr, "80"))
+					return err == nil && name == want
+				})
+			}
+			answers(first)
+			devices[second].Missing([]string{first}, false)
+			time.Sleep(3 * time.Second)
+			if has(devices[second]) {
+				t.Errorf("%s took the address from %s, which answers for it", second, first)
+			}
+			devices[second].Missing(nil, false)
+
+			host.Run(t, "ip", "link", "set", "sw-"+first, "down")
+			devices[second].Missing([]string{first}, false)
+			answers(second)
+			host.Run(t, "ip", "link", "set", "sw-"+first, "up")
+			devices[first].Missing(nil, true)
+			devices[second].Missing(nil, false)
+			answers(first)
+			eventually("given back", func() bool { return !has(devices[second]) })
+		})
+	}
 }
