@@ -45,6 +45,7 @@ import (
 	"edged/controller/endpointslice"
 	"edged/controller/endpointslicemirroring"
 	"edged/controller/ephemeralvolume"
+	"edged/controller/foreign"
 	"edged/controller/gc"
 	"edged/controller/job"
 	"edged/controller/loop"
@@ -82,9 +83,11 @@ type Config struct {
 	// Liveness tells when a device was last heard of; nil for a lone device.
 	Liveness node.Liveness
 	// Grace is how long a device may be silent; nil is node.Grace.
-	Grace  func() time.Duration
-	Logger *slog.Logger
-	Now    func() time.Time // nil: time.Now
+	Grace func() time.Duration
+	// Foreign is the way to the servers of aggregated APIs; nil: there are none.
+	Foreign foreign.Servers
+	Logger  *slog.Logger
+	Now     func() time.Time // nil: time.Now
 }
 
 // controllers is the table of what runs.
@@ -129,6 +132,7 @@ func Run(ctx context.Context, cfg Config) error {
 		Registry: cfg.Registry,
 		Events:   recorder.New(cfg.Registry, "controller", "", cfg.Logger),
 		Logger:   cfg.Logger,
+		Foreign:  cfg.Foreign,
 		Now:      cfg.Now,
 	}
 	group, ctx := errgroup.WithContext(ctx)

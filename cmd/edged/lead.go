@@ -49,7 +49,7 @@ func (d *device) lead(ctx context.Context) error {
 			return controller.Run(ctx, controller.Config{
 				Registry: d.registry, ClusterDomain: d.cfg.clusterDomain, APIAddresses: d.apiAddresses,
 				ServiceIP: firstOf(d.cfg.parsed.serviceCIDRs[0]), BootstrapObjects: bootstrap, RootCA: d.identity, Signer: d.identity, Logger: d.log, Now: d.clock.Now,
-				Liveness: d.liveness(time.Now()), Grace: d.grace,
+				Liveness: d.liveness(time.Now()), Grace: d.grace, Foreign: d.api,
 			})
 		})
 		g.Go(func() error { return d.api.CheckServices(ctx) })

@@ -10,6 +10,7 @@ import (
 
 	"edged/apiserver/registry"
 	"edged/apiserver/registry/recorder"
+	"edged/controller/foreign"
 )
 
 // Env is what a controller gets from outside.
@@ -19,6 +20,8 @@ type Env struct {
 	// view with Component.
 	Events *recorder.Recorder
 	Logger *slog.Logger
+	// Foreign is the way to the servers of aggregated APIs; nil: there are none.
+	Foreign foreign.Servers
 	// Now is the clock of decisions. Queues time themselves.
 	Now func() time.Time
 }

@@ -4,6 +4,9 @@
 // It does not wait for the garbage collector: it deletes what is in the
 // namespace, Pods first (KEP-5080), everything else once no Pod is left.
 //
+// What the servers of aggregated APIs hold in it goes after the Pods, too. A server
+// that does not answer keeps the namespace, as in upstream.
+//
 // Types: Order says which kinds are emptied when; Conditions tells what is
 // left.
 //

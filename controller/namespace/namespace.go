@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/registry"
+	"edged/controller/foreign"
 	"edged/controller/loop"
 	"edged/controller/podset"
 )
@@ -26,6 +27,7 @@ const (
 type controller struct {
 	env        loop.Env
 	namespaces registry.Client[*corev1.Namespace]
+	foreign    *foreign.Client
 
 	mu    sync.Mutex
 	waits map[string]time.Duration // of namespaces that are being emptied
@@ -33,7 +35,7 @@ type controller struct {
 
 // Run is the controller.
 func Run(ctx context.Context, env loop.Env) error {
-	c := &controller{env: env, namespaces: registry.For[*corev1.Namespace](env.Registry), waits: map[string]time.Duration{}}
+	c := &controller{env: env, namespaces: registry.For[*corev1.Namespace](env.Registry), foreign: foreign.New(env.Foreign, "namespace-controller"), waits: map[string]time.Duration{}}
 	q := loop.NewQueue(loop.Config{Name: "namespace", Reconcile: c.sync, Logger: env.Logger})
 	defer c.namespaces.Subscribe(func(e registry.Event[*corev1.Namespace]) {
 		if e.Object.DeletionTimestamp != nil && e.Type != watch.Deleted {
@@ -93,7 +95,63 @@ func (c *controller) empty(ctx context.Context, ns string) Remains {
 			break // others had their turn, or have to wait for Pods
 		}
 	}
-	return c.remains(ns, kinds, failure)
+	r := c.remains(ns, kinds, failure)
+	if pods == 0 {
+		c.emptyForeign(ctx, ns, &r)
+	}
+	return r
+}
+
+// emptyForeign deletes what other servers hold in the namespace, and counts what
+// remains there. What cannot be asked keeps the namespace, as in upstream.
+func (c *controller) emptyForeign(ctx context.Context, ns string, r *Remains) {
+	resources, err := c.foreign.Resources(ctx)
+	r.Discovery = err
+	for _, res := range resources {
+		if !res.Namespaced || !res.Can("delete") {
+			continue
+		}
+		left, err := c.deleteForeign(ctx, res, ns)
+		if err != nil && r.Failure == nil {
+			r.Failure = err
+		}
+		if len(left) > 0 {
+			r.Resources[res.Resource+"."+res.Group] = len(left)
+		}
+		for i := range left {
+			for _, f := range left[i].Finalizers {
+				r.Finalizers[f]++
+			}
+		}
+	}
+}
+
+// deleteForeign deletes all objects of a resource in the namespace and returns what
+// is there then.
+func (c *controller) deleteForeign(ctx context.Context, res foreign.Resource, ns string) ([]metav1.PartialObjectMetadata, error) {
+	if !res.Can("list") {
+		return nil, nil // upstream neither deletes nor waits for what it cannot see
+	}
+	left, _, err := c.foreign.List(ctx, res, ns)
+	if err != nil || len(left) == 0 {
+		return nil, err
+	}
+	background := metav1.DeletePropagationBackground
+	if res.Can("deletecollection") {
+		err = c.foreign.DeleteAll(ctx, res, ns, metav1.DeleteOptions{PropagationPolicy: &background})
+	} else {
+		for i := range left {
+			one := c.foreign.Delete(ctx, res, ns, left[i].Name, metav1.DeleteOptions{PropagationPolicy: &background})
+			if one != nil && !apierrors.IsNotFound(one) && err == nil {
+				err = one
+			}
+		}
+	}
+	if err != nil {
+		return left, err
+	}
+	left, _, err = c.foreign.List(ctx, res, ns)
+	return left, err
 }
 
 func (c *controller) delete(ctx context.Context, k *registry.Kind, obj runtime.Object) error {

@@ -1,6 +1,7 @@
 package namespace
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"edged/apiserver/registry"
+	"edged/controller/foreign"
 )
 
 // Order returns the kinds that may be emptied now: Pods alone as long as there
@@ -27,14 +29,23 @@ type Remains struct {
 	Resources  map[string]int // "pods." and "deployments.apps" to their number
 	Finalizers map[string]int
 	Failure    error // of a deletion
+	Discovery  error // of what other servers have
 }
 
 // Empty reports whether the namespace may go.
-func (r Remains) Empty() bool { return len(r.Resources) == 0 && r.Failure == nil }
+func (r Remains) Empty() bool { return len(r.Resources) == 0 && r.Failure == nil && r.Discovery == nil }
 
 // Conditions sets the conditions of a namespace that is being emptied.
 func Conditions(status *corev1.NamespaceStatus, r Remains, now time.Time) {
-	set(status, corev1.NamespaceDeletionDiscoveryFailure, false, "ResourcesDiscovered", "All resources successfully discovered", now)
+	if r.Discovery != nil {
+		message := r.Discovery.Error()
+		if failed := (*foreign.DiscoveryError)(nil); errors.As(r.Discovery, &failed) {
+			message = fmt.Sprintf("Discovery failed for some groups, %d failing: %s", len(failed.Failed), message)
+		}
+		set(status, corev1.NamespaceDeletionDiscoveryFailure, true, "DiscoveryFailed", message, now)
+	} else {
+		set(status, corev1.NamespaceDeletionDiscoveryFailure, false, "ResourcesDiscovered", "All resources successfully discovered", now)
+	}
 	set(status, corev1.NamespaceDeletionGVParsingFailure, false, "ParsedGroupVersions", "All legacy kube types successfully parsed", now)
 	if r.Failure != nil {
 		set(status, corev1.NamespaceDeletionContentFailure, true, "ContentDeletionFailed", "Failed to delete all resource types, 1 remaining: "+r.Failure.Error(), now)

@@ -5,6 +5,9 @@
 // goes, and a while after every charge, so that a charge for a write that failed
 // does not stay.
 //
+// What the servers of aggregated APIs hold is counted by asking them, while a quota
+// names it.
+//
 // Promises: it owns a quota's status, together with admission; each writes only
 // over what it has seen. At rest nothing runs and nothing is written.
 //
@@ -17,6 +20,7 @@ package resourcequota
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,16 +28,22 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"edged/apiserver/registry"
 	"edged/apiserver/registry/quota"
+	"edged/controller/foreign"
 	"edged/controller/loop"
 )
 
 // settle is how long after a charge it is counted whether what it was for is
 // there; longer than a write takes.
 const settle = 5 * time.Second
+
+// recountForeign is how often that is counted which the servers of aggregated APIs
+// hold: their changes are not seen here.
+const recountForeign = 30 * time.Second
 
 // Status is a quota's status when these are the namespace's objects.
 func Status(q *corev1.ResourceQuota, objects []quota.Object, now time.Time) corev1.ResourceQuotaStatus {
@@ -44,11 +54,12 @@ type controller struct {
 	env    loop.Env
 	quotas registry.Client[*corev1.ResourceQuota]
 	queue  *loop.Queue
+	others *foreign.Client
 }
 
 // Run is the controller.
 func Run(ctx context.Context, env loop.Env) error {
-	c := &controller{env: env, quotas: registry.For[*corev1.ResourceQuota](env.Registry)}
+	c := &controller{env: env, quotas: registry.For[*corev1.ResourceQuota](env.Registry), others: foreign.New(env.Foreign, "resourcequota-controller")}
 	c.queue = loop.NewQueue(loop.Config{Name: "resourcequota", Reconcile: c.sync, Logger: env.Logger})
 	defer c.quotas.Subscribe(c.onQuota)()
 	defer env.Registry.SubscribeAll(c.on)()
@@ -119,11 +130,16 @@ func (c *controller) sync(ctx context.Context, key string) (time.Duration, error
 			}
 		}
 	}
+	more, again, err := c.foreign(ctx, q)
+	if err != nil {
+		return 0, err
+	}
+	objects = append(objects, more...)
 	status := Status(q, objects, c.env.Now())
 	if quota.Equal(status.Used, q.Status.Used) && equality.Semantic.DeepEqual(status.Hard, q.Status.Hard) {
-		return 0, nil
+		return again, nil
 	}
-	_, err := c.quotas.UpdateStatus(ctx, ns, name, func(cur *corev1.ResourceQuota) error {
+	_, err = c.quotas.UpdateStatus(ctx, ns, name, func(cur *corev1.ResourceQuota) error {
 		if cur.ResourceVersion != q.ResourceVersion { // charged meanwhile
 			return apierrors.NewConflict(corev1.Resource("resourcequotas"), name, errors.New("it was changed after it was read"))
 		}
@@ -133,5 +149,42 @@ func (c *controller) sync(ctx context.Context, key string) (time.Duration, error
 	if apierrors.IsNotFound(err) {
 		return 0, nil
 	}
-	return 0, err
+	return again, err
+}
+
+// foreign is what the quota counts of what other servers hold, and when to count
+// that again.
+func (c *controller) foreign(ctx context.Context, q *corev1.ResourceQuota) (objects []quota.Object, again time.Duration, err error) {
+	if !c.countsForeign(q) {
+		return nil, 0, nil
+	}
+	resources, err := c.others.Resources(ctx)
+	for _, r := range resources {
+		if !r.Namespaced || !r.Can("list") || !quota.Limits(q, r.GroupResource()) {
+			continue
+		}
+		again = recountForeign
+		found, _, err := c.others.List(ctx, r, q.Namespace)
+		if err != nil {
+			return nil, 0, err
+		}
+		for i := range found {
+			objects = append(objects, quota.Object{Resource: r.GroupResource(), Object: &found[i]})
+		}
+	}
+	return objects, again, err // with one the old count stays
+}
+
+// countsForeign reports whether the quota counts objects that are not ours.
+func (c *controller) countsForeign(q *corev1.ResourceQuota) bool {
+	for name := range q.Spec.Hard {
+		counted, ok := strings.CutPrefix(string(name), "count/")
+		if !ok {
+			continue
+		}
+		if _, ours := c.env.Registry.Kind(schema.ParseGroupResource(counted)); !ours {
+			return true
+		}
+	}
+	return false
 }

@@ -21,7 +21,11 @@ build agnhost k8s.io/kubernetes/test/images/agnhost "-s -w -X main.Version=2.66.
 build nnp k8s.io/kubernetes/test/images/nonewprivs "-s -w"
 k8s=$(go list -m -f '{{.Dir}}' k8s.io/kubernetes)
 [ -e "$work/bin/pause" ] || gcc -Os -Wall -static -DVERSION=3.10.2 -o "$work/bin/pause" "$k8s/build/pause/linux/pause.c"
-if [ ! -e "$work/images.tar" ]; then
+# What the test of aggregation runs: modules of their own, as they need other
+# versions of what the suite needs, too.
+(cd ../aggregated && build sample-apiserver k8s.io/sample-apiserver "-s -w")
+(cd ../etcd && build etcd go.etcd.io/etcd/server/v3 "-s -w")
+if [ ! -e "$work/images.tar" ] || ! cmp -s "$here/images.json" "$work/images.json"; then
   mkdir -p "$work/images-src/porter"
   cp "$k8s"/test/images/agnhost/porter/localhost.* "$work/images-src/porter/" 2>/dev/null || true
   command -v readelf dpkg-deb >/dev/null || { apt-get -qq update; apt-get -qq install -y binutils dpkg; }

@@ -18,6 +18,7 @@ import (
 	"flag"
 	"fmt"
 	"log"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +28,7 @@ import (
 	"strings"
 	"time"
 
+	"edged/test/conformance/ociserve"
 	"edged/test/harness"
 )
 
@@ -111,6 +113,9 @@ func run(o options) (failed int, err error) {
 		if _, err := d.Edged("image", "import", "--run-dir", d.RunDir(), filepath.Join(work, "images.tar")); err != nil {
 			return 0, err
 		}
+		if err := mirror(tb, d, filepath.Join(work, "images.tar")); err != nil {
+			return 0, err
+		}
 	}
 	cmd := suite(devices[0], o, work, report, focus)
 	out, err := os.Create(filepath.Join(report, "e2e.log"))
@@ -139,6 +144,23 @@ func run(o options) (failed int, err error) {
 		return 0, fmt.Errorf("no test matched")
 	}
 	return failed, nil
+}
+
+// mirror serves the images inside the device, as the mirror of all registries:
+// some tests pull with the policy Always.
+func mirror(tb harness.TB, d *harness.Device, images string) error {
+	s, err := ociserve.Open(images)
+	if err != nil {
+		return err
+	}
+	l, err := d.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	go http.Serve(l, s) // until l is closed
+	tb.Cleanup(func() { l.Close() })
+	file := fmt.Sprintf("mirrors:\n  \"*\":\n    endpoint: [\"http://%s\"]\n", l.Addr())
+	return os.WriteFile(filepath.Join(d.DataDir(), "registries.yaml"), []byte(file), 0o600)
 }
 
 // cluster starts n devices: the first founds a cluster, the others join it by a

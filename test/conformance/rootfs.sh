@@ -127,5 +127,7 @@ put agnhost agnhost agnhost 755; ln -s agnhost rootfs/agnhost/agnhost-2; mkdir -
 cp images-src/porter/localhost.crt images-src/porter/localhost.key rootfs/agnhost/ 2>/dev/null || true
 put pause pause pause 755
 put nonewprivs nnp usr/local/bin/nnp 6755
+put sample-apiserver sample-apiserver sample-apiserver 755
+put etcd etcd usr/local/bin/etcd 755
 for i in nautilus kitten; do mkdir -p rootfs/$i; printf '{\n  "image": "%s.jpg"\n}\n' $i > rootfs/$i/data.json; printf '\377\330\377\331' > rootfs/$i/$i.jpg; mkdir -p rootfs/$i/etc; printf 'NAME="Alpine Linux"\nID=stand-in\n' > rootfs/$i/etc/os-release; done
 du -sh rootfs/*
