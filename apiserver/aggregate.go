@@ -60,6 +60,10 @@ type backend struct {
 	asked   time.Time
 	found   *metav1.APIResourceList // nil: it never answered
 	current bool
+	// described is the hash of its OpenAPI document of version 3, when that was
+	// last asked for; "": it has none.
+	described   string
+	describedAt time.Time
 }
 
 func newAggregator(s *Server) *aggregator {
@@ -211,28 +215,33 @@ func (g *aggregator) resources(ctx context.Context, svc *apiregistrationv1.APISe
 }
 
 func (g *aggregator) ask(ctx context.Context, b *backend) (*metav1.APIResourceList, error) {
+	list := &metav1.APIResourceList{}
+	return list, b.fetch(ctx, "/apis/"+b.spec.Group+"/"+b.spec.Version, maxDiscovery, list)
+}
+
+// fetch reads a document of the server's, in this server's own name.
+func (b *backend) fetch(ctx context.Context, path string, bound int64, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, serviceTimeout)
 	defer cancel()
-	to := url.URL{Scheme: "https", Host: svcHost(&b.spec), Path: "/apis/" + b.spec.Group + "/" + b.spec.Version}
+	to := url.URL{Scheme: "https", Host: svcHost(&b.spec), Path: path}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, to.String(), nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	req.Header.Set("Accept", "application/json")
 	setUser(req, &user.DefaultInfo{Name: "system:kube-aggregator", Groups: []string{user.SystemPrivilegedGroup}})
 	resp, err := (&http.Client{Transport: b.transport}).Do(req)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("bad status from %s: %d", to.String(), resp.StatusCode)
+		return fmt.Errorf("bad status from %s: %d", to.String(), resp.StatusCode)
 	}
-	list := &metav1.APIResourceList{}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxDiscovery)).Decode(list); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", to.String(), err)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, bound)).Decode(into); err != nil {
+		return fmt.Errorf("reading %s: %w", to.String(), err)
 	}
-	return list, nil
+	return nil
 }
 
 // groups are the groups that others serve, with their APIServices, preferred

@@ -17,6 +17,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 	"k8s.io/utils/ptr"
@@ -61,6 +62,13 @@ func TestAggregation(t *testing.T) {
 		case strings.HasPrefix(req.URL.Path, "/apis/metrics.example.com/v1/namespaces/ns/samples/"):
 			headers = req.Header
 			w.Write([]byte(`{"kind":"Sample","apiVersion":"metrics.example.com/v1","metadata":{"name":"s"}}`))
+		case req.URL.Path == "/openapi/v3":
+			w.Write([]byte(`{"paths":{"apis/metrics.example.com/v1":{"serverRelativeURL":"/openapi/v3/apis/metrics.example.com/v1?hash=AB12"}}}`))
+		case req.URL.Path == "/openapi/v3/apis/metrics.example.com/v1":
+			w.Write([]byte(`{"openapi":"3.0.0","info":{"title":"theirs"}}`))
+		case req.URL.Path == "/openapi/v2":
+			w.Write([]byte(`{"swagger":"2.0","paths":{"/apis/":{},"/apis/metrics.example.com/v1/samples":{"get":{"operationId":"x","responses":{"200":{"description":"OK"}}}}},
+				"definitions":{"com.example.v1.Sample":{"type":"object"},"io.k8s.api.core.v1.Pod":{"type":"object","description":"theirs"}}}`))
 		default:
 			http.NotFound(w, req)
 		}
@@ -133,6 +141,51 @@ func TestAggregation(t *testing.T) {
 		t.Errorf("it is told %v", headers)
 	}
 	discovers(t, client)
+	describes(t, client)
+	served, failed := e.server.Foreign(t.Context())
+	if len(served) != 1 || served[0].GroupVersion != "metrics.example.com/v1" || len(served[0].APIResources) != 2 || len(failed) != 0 {
+		t.Errorf("controllers find %v, not %v", served, failed)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "GET", "/apis/metrics.example.com/v1/namespaces/ns/samples/s", nil)
+	must(t, err)
+	resp, err := e.server.Forward(req, &user.DefaultInfo{Name: "a-controller"})
+	must(t, err)
+	resp.Body.Close()
+	if headers.Get("X-Remote-User") != "a-controller" {
+		t.Errorf("a controller asks as %v", headers)
+	}
+}
+
+// describes: the documents of OpenAPI have what others serve, and of theirs nothing
+// that is Kubernetes' own.
+func describes(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	get := func(path string, into any) {
+		t.Helper()
+		data, err := client.Discovery().RESTClient().Get().RequestURI(path).SetHeader("Accept", "application/json").DoRaw(t.Context())
+		must(t, err)
+		must(t, json.Unmarshal(data, into))
+	}
+	var index struct {
+		Paths map[string]struct{ ServerRelativeURL string }
+	}
+	get("/openapi/v3", &index)
+	var doc struct{ Info struct{ Title string } }
+	get(index.Paths["apis/metrics.example.com/v1"].ServerRelativeURL, &doc)
+	if doc.Info.Title != "theirs" || index.Paths["apis/apps/v1"].ServerRelativeURL == "" {
+		t.Errorf("the document is %v of %v", doc, index)
+	}
+	var legacy struct {
+		Definitions map[string]struct{ Description string }
+		Paths       map[string]json.RawMessage
+	}
+	get("/openapi/v2", &legacy)
+	if _, ok := legacy.Definitions["com.example.v1.Sample"]; !ok || legacy.Definitions["io.k8s.api.core.v1.Pod"].Description == "theirs" {
+		t.Errorf("its definitions: a Sample %v, and of a Pod %q", ok, legacy.Definitions["io.k8s.api.core.v1.Pod"].Description)
+	}
+	if legacy.Paths["/apis/metrics.example.com/v1/samples"] == nil || legacy.Paths["/api/v1/pods"] == nil {
+		t.Error("a path is missing")
+	}
 }
 
 func discovers(t *testing.T, client kubernetes.Interface) {

@@ -189,16 +189,16 @@ func New(cfg Config) (*Server, error) {
 	s.reads = make(chan struct{}, s.limits.ReadsInFlight)
 	s.writes = make(chan struct{}, s.limits.WritesInFlight)
 	s.long = make(chan struct{}, s.limits.WatchesInFlight)
-	var extra openapi.Extra
+	s.others = newAggregator(s)
+	extras := []openapi.Extra{foreignDocuments{s.others}}
 	if cfg.Custom != nil {
-		extra = cfg.Custom
+		extras = append(extras, cfg.Custom)
 	}
 	var err error
-	if s.openapi, err = openapi.New(s.api().servesGroupVersion, extra); err != nil {
+	if s.openapi, err = openapi.New(s.api().servesGroupVersion, extras...); err != nil {
 		return nil, err
 	}
 	s.proxy = newProxyTransport(cfg.ProxyDial)
-	s.others = newAggregator(s)
 	s.printer = newPrinter(cfg.Registry)
 	s.routePaths()
 	return s, nil

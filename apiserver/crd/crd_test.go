@@ -299,11 +299,11 @@ func TestDefinitionsComeAndGo(t *testing.T) {
 	if number(u, "spec", "most") != 8 {
 		t.Errorf("the old default: %v", u.Object)
 	}
-	if len(p.m.GroupVersions()) != 2 {
-		t.Errorf("documents: %v", p.m.GroupVersions())
+	if len(p.m.GroupVersions(t.Context())) != 2 {
+		t.Errorf("documents: %v", p.m.GroupVersions(t.Context()))
 	}
-	for path := range p.m.GroupVersions() {
-		if doc, err := p.m.Document(path); err != nil || !json.Valid(doc) {
+	for path := range p.m.GroupVersions(t.Context()) {
+		if doc, err := p.m.Document(t.Context(), path); err != nil || !json.Valid(doc) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}

@@ -2,6 +2,7 @@ package crd
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha512"
 	"encoding/json"
 	"fmt"
@@ -157,7 +158,7 @@ func (m *Manager) served(path string) (rows []*row, version string) {
 
 // GroupVersions implements openapi.Extra. Nothing is rendered for it: a
 // document changes when a definition does.
-func (m *Manager) GroupVersions() map[string]string {
+func (m *Manager) GroupVersions(context.Context) map[string]string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	from := map[string][]string{}
@@ -176,7 +177,7 @@ func (m *Manager) GroupVersions() map[string]string {
 }
 
 // Document implements openapi.Extra.
-func (m *Manager) Document(path string) ([]byte, error) {
+func (m *Manager) Document(_ context.Context, path string) ([]byte, error) {
 	rows, version := m.served(path)
 	if len(rows) == 0 {
 		return nil, nil
@@ -202,7 +203,7 @@ func (m *Manager) Document(path string) ([]byte, error) {
 }
 
 // Legacy implements openapi.Extra.
-func (m *Manager) Legacy() (definitions map[string]*spec.Schema, paths map[string]any, err error) {
+func (m *Manager) Legacy(context.Context) (definitions map[string]*spec.Schema, paths map[string]any, err error) {
 	m.mu.Lock()
 	rows := slices.Collect(maps.Values(m.rows))
 	m.mu.Unlock()

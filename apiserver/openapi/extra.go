@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha512"
 	"encoding/json"
 	"fmt"
@@ -23,11 +24,11 @@ import (
 type Extra interface {
 	// GroupVersions are the hashes of the further documents of version 3, by
 	// path ("apis/example.com/v1").
-	GroupVersions() map[string]string
+	GroupVersions(ctx context.Context) map[string]string
 	// Document is one of these documents; nil if there is none.
-	Document(path string) ([]byte, error)
+	Document(ctx context.Context, path string) ([]byte, error)
 	// Legacy is what the document of version 2 has beyond.
-	Legacy() (definitions map[string]*spec.Schema, paths map[string]any, err error)
+	Legacy(ctx context.Context) (definitions map[string]*spec.Schema, paths map[string]any, err error)
 }
 
 // extraHash is of all that is beyond; "" if nothing is.
@@ -47,7 +48,16 @@ func (h *Handler) serveExtra(w http.ResponseWriter, req *http.Request, path, has
 	if negotiate(w, req, typeJSON) == "" || redirected(w, req, hash) {
 		return
 	}
-	doc, err := h.extra.Document(path)
+	var doc []byte
+	var err error
+	for _, e := range h.extras {
+		if doc, err = e.Document(req.Context(), path); doc != nil || err != nil {
+			break
+		}
+	}
+	if doc == nil && err == nil {
+		err = fmt.Errorf("%s is not served any more", path)
+	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
@@ -68,17 +78,10 @@ func (h *Handler) serveV2With(w http.ResponseWriter, req *http.Request, mediaTyp
 	if notModified(w, req, hash) {
 		return
 	}
-	definitions, paths, err := h.extra.Legacy()
+	definitions, paths, more, err := h.legacy(req.Context(), mediaType == typeV2Proto)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
-	}
-	var more []byte
-	if mediaType == typeV2Proto {
-		if more, err = legacyProto(definitions, paths); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
 	}
 	f, err := specs.Open("spec/" + name)
 	if err != nil {
@@ -104,6 +107,29 @@ func (h *Handler) serveV2With(w http.ResponseWriter, req *http.Request, mediaTyp
 	})
 }
 
+// legacy is what is beyond the embedded document of version 2, as JSON's members or
+// as a message.
+func (h *Handler) legacy(ctx context.Context, asProto bool) (definitions map[string]*spec.Schema, paths map[string]any, message []byte, err error) {
+	definitions, paths = map[string]*spec.Schema{}, map[string]any{}
+	for _, e := range h.extras {
+		defs, of, err := e.Legacy(ctx)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		if !asProto {
+			maps.Copy(definitions, defs)
+			maps.Copy(paths, of)
+		} else if len(defs) > 0 || len(of) > 0 {
+			more, err := legacyProto(defs, of)
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			message = append(message, more...)
+		}
+	}
+	return definitions, paths, message, nil
+}
+
 func legacyProto(definitions map[string]*spec.Schema, paths map[string]any) ([]byte, error) {
 	doc, err := json.Marshal(map[string]any{
 		"swagger": "2.0", "info": map[string]any{"title": "Kubernetes CRD Swagger", "version": "v0.1.0"}, "definitions": definitions, "paths": paths,
@@ -117,6 +143,36 @@ func legacyProto(definitions map[string]*spec.Schema, paths map[string]any) ([]b
 	}
 	return proto.Marshal(&openapi_v2.Document{Definitions: parsed.Definitions, Paths: parsed.Paths})
 }
+
+// Defined are the names of the definitions in the embedded document of version 2,
+// read anew each time.
+func Defined() (map[string]bool, error) {
+	f, err := specs.Open("spec/v2.json.gz")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return nil, err
+	}
+	var doc struct {
+		Definitions map[string]skipped `json:"definitions"`
+	}
+	if err := json.NewDecoder(z).Decode(&doc); err != nil {
+		return nil, fmt.Errorf("reading the embedded OpenAPI document: %w", err)
+	}
+	names := make(map[string]bool, len(doc.Definitions))
+	for name := range doc.Definitions {
+		names[name] = true
+	}
+	return names, nil
+}
+
+// skipped is a JSON value that nobody wants.
+type skipped struct{}
+
+func (*skipped) UnmarshalJSON([]byte) error { return nil }
 
 // splice copies a JSON object and adds members to those of its members that
 // more names, which must be objects.

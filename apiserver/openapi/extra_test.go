@@ -1,6 +1,7 @@
 package openapi
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -14,13 +15,15 @@ import (
 // extra adds the kind Thing of example.com/v1.
 type extra struct{}
 
-func (extra) GroupVersions() map[string]string {
+func (extra) GroupVersions(context.Context) map[string]string {
 	return map[string]string{"apis/example.com/v1": strings.Repeat("A", 128)}
 }
 
-func (extra) Document(string) ([]byte, error) { return []byte(`{"openapi":"3.0.0"}`), nil }
+func (extra) Document(context.Context, string) ([]byte, error) {
+	return []byte(`{"openapi":"3.0.0"}`), nil
+}
 
-func (extra) Legacy() (map[string]*spec.Schema, map[string]any, error) {
+func (extra) Legacy(context.Context) (map[string]*spec.Schema, map[string]any, error) {
 	return map[string]*spec.Schema{"com.example.v1.Thing": new(spec.Schema).Typed("object", "")},
 		map[string]any{"/apis/example.com/v1/things": map[string]any{"get": map[string]any{"operationId": "list", "responses": map[string]any{"200": map[string]any{"description": "OK"}}}}}, nil
 }

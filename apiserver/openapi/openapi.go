@@ -56,17 +56,17 @@ type Handler struct {
 	index     []byte
 	indexHash string
 	hashes    map[string]string // by group version path, e.g. apis/apps/v1
-	extra     Extra             // nil: there is none
+	extras    []Extra
 }
 
 // New returns a handler for the group versions for which served returns true;
-// their form is "api/v1" and "apis/apps/v1". extra, if not nil, adds to them.
-func New(served func(groupVersion string) bool, extra Extra) (*Handler, error) {
+// their form is "api/v1" and "apis/apps/v1". extras add to them.
+func New(served func(groupVersion string) bool, extras ...Extra) (*Handler, error) {
 	data, err := specs.ReadFile("spec/hashes.json")
 	if err != nil {
 		return nil, fmt.Errorf("reading the embedded OpenAPI index: %w", err)
 	}
-	h := &Handler{extra: extra}
+	h := &Handler{extras: extras}
 	if err := json.Unmarshal(data, &h.hashes); err != nil {
 		return nil, fmt.Errorf("reading the embedded OpenAPI index: %w", err)
 	}
@@ -114,8 +114,12 @@ func isGroupVersion(path string) bool {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	path := strings.TrimSuffix(req.URL.Path, "/")
 	var more map[string]string
-	if h.extra != nil {
-		more = h.extra.GroupVersions()
+	for _, e := range h.extras {
+		if of := e.GroupVersions(req.Context()); more == nil {
+			more = of
+		} else {
+			maps.Copy(more, of)
+		}
 	}
 	switch {
 	case path == "/openapi/v3":

@@ -167,7 +167,7 @@ func rewrite(t *testing.T, want map[string][]byte) {
 }
 
 func TestServe(t *testing.T) {
-	h, err := New(func(gv string) bool { return gv == "api/v1" || gv == "apis/apps/v1" }, nil)
+	h, err := New(func(gv string) bool { return gv == "api/v1" || gv == "apis/apps/v1" })
 	if err != nil {
 		t.Fatal(err)
 	}
