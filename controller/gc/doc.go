@@ -6,6 +6,10 @@
 // owner and shows one revision of everything, so that an owner that is not
 // there does not exist.
 //
+// Of what the servers of aggregated APIs hold it keeps those objects' metadata that
+// name owners or are being deleted, by following their servers (controller/foreign).
+// An owner of theirs is asked for.
+//
 // Types: Judge decides on one object from what became of its owners; Ready
 // decides whether an owner that waits for its dependents may go.
 //
@@ -15,7 +19,7 @@
 // namespace for ever (with an Event), as upstream. An owner of a kind that is
 // not served keeps its dependents.
 //
-// Goroutines: those of the loop.Queue. May be imported by: controller.
+// Goroutines: those of the loop.Queue and of foreign.Client.Monitor. May be imported by: controller.
 //
 // Sources: k8s.io/kubernetes/pkg/controller/garbagecollector; KEP-2336.
 package gc
