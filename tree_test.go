@@ -44,7 +44,7 @@ var layers = []struct {
 	{"net/...", []string{"net/...", "apiserver/registry/...", "internal/..."}},
 	{"cluster/...", []string{"cluster/...", "apiserver/registry/...", "internal/..."}},
 	{"buildroot/...", []string{"buildroot/...", "internal/..."}},
-	{"test/...", []string{"test/harness", "internal/..."}},
+	{"test/...", []string{"test/harness", "internal/...", "test/conformance/ociserve"}},
 	{"bench/...", []string{"test/harness", "internal/..."}},
 	{"examples/...", nil},
 }

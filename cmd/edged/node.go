@@ -291,7 +291,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw po
 		},
 	})
 	d.node.set(nodeapi.New(nodeapi.Config{
-		Pods: ag, Engine: d.engine, LogRoot: logRoot, Logger: d.log, Dial: dialPod(boxes),
+		Pods: ag, Engine: d.engine, LogRoot: logRoot, NodeLogs: "/var/log", Logger: d.log, Dial: dialPod(boxes),
 		Metrics: metricsHandler(nodeMetrics{c.nodeName, ag, d.engine}),
 	}))
 	g.Go(func() error { return ag.Run(ctx) })

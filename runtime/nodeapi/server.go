@@ -50,6 +50,8 @@ type Config struct {
 	Pods    Pods
 	Engine  Engine
 	LogRoot string
+	// NodeLogs is the folder of the device's own logs, /var/log.
+	NodeLogs string
 	// Dial connects to an address as the network namespace of the Pod uid sees it.
 	Dial func(ctx context.Context, p *corev1.Pod, port int32) (net.Conn, error)
 	// Metrics are the node agent's, in Prometheus' format; nil for none.
@@ -68,6 +70,7 @@ func New(cfg Config) http.Handler {
 	if cfg.Metrics != nil {
 		mux.Handle("GET /metrics", cfg.Metrics)
 	}
+	mux.Handle("GET /logs/", nodeLogs(cfg.NodeLogs))
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.logs)
 	for _, method := range []string{"GET ", "POST "} {
 		mux.HandleFunc(method+"/exec/{namespace}/{pod}/{container}", s.exec)
