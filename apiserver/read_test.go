@@ -196,7 +196,7 @@ func TestDiscovery(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
-		"v1 pods", "v1 pods/exec", "v1 serviceaccounts/token", "v1 nodes/proxy", "apps/v1 deployments/scale", "v1 services/proxy",
+		"v1 bindings", "v1 componentstatuses", "v1 pods", "v1 pods/exec", "v1 serviceaccounts/token", "v1 nodes/proxy", "apps/v1 deployments/scale", "v1 services/proxy",
 		"authorization.k8s.io/v1 selfsubjectaccessreviews", "events.k8s.io/v1 events",
 	} {
 		if !found[want] {

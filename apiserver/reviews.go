@@ -7,6 +7,7 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -26,7 +27,7 @@ import (
 
 // reviewFunc answers a question that is posted as an object and stored
 // nowhere. It gets the object, decoded and its own, and returns the answer.
-type reviewFunc func(s *Server, ctx context.Context, namespace string, obj runtime.Object) (runtime.Object, error)
+type reviewFunc func(s *Server, ctx context.Context, namespace string, obj runtime.Object, opts metav1.CreateOptions) (runtime.Object, error)
 
 type review struct {
 	resource   string
@@ -42,6 +43,7 @@ var reviews = map[schema.GroupVersionKind]review{
 	authorizationv1.SchemeGroupVersion.WithKind("LocalSubjectAccessReview"): {"localsubjectaccessreviews", true, (*Server).reviewLocalAccess},
 	authorizationv1.SchemeGroupVersion.WithKind("SelfSubjectAccessReview"):  {"selfsubjectaccessreviews", false, (*Server).reviewSelfAccess},
 	authorizationv1.SchemeGroupVersion.WithKind("SelfSubjectRulesReview"):   {"selfsubjectrulesreviews", false, (*Server).reviewSelfRules},
+	coreV1.WithKind("Binding"): {"bindings", true, (*Server).bind},
 }
 
 func (s *Server) serveReview(w http.ResponseWriter, req *http.Request, info *request.RequestInfo, res *resource) error {
@@ -60,11 +62,13 @@ func (s *Server) serveReview(w http.ResponseWriter, req *http.Request, info *req
 	if err != nil {
 		return err
 	}
-	answer, err := res.review(s, req.Context(), info.Namespace, obj)
+	answer, err := res.review(s, req.Context(), info.Namespace, obj, opts)
 	if err != nil {
 		return err
 	}
-	answer.GetObjectKind().SetGroupVersionKind(res.gvk)
+	if _, ok := answer.(*metav1.Status); !ok {
+		answer.GetObjectKind().SetGroupVersionKind(res.gvk)
+	}
 	body, err := encodeObject(out, answer)
 	if err != nil {
 		return err
@@ -74,7 +78,17 @@ func (s *Server) serveReview(w http.ResponseWriter, req *http.Request, info *req
 	return nil
 }
 
-func (s *Server) reviewToken(ctx context.Context, _ string, obj runtime.Object) (runtime.Object, error) {
+// bind is POST bindings, an older form of pods/binding: the object names the Pod.
+func (s *Server) bind(ctx context.Context, namespace string, obj runtime.Object, opts metav1.CreateOptions) (runtime.Object, error) {
+	b := obj.(*corev1.Binding)
+	if namespace == "" || b.Namespace != "" && b.Namespace != namespace {
+		return nil, apierrors.NewBadRequest("the namespace of the provided object does not match the namespace sent on the request")
+	}
+	b.Namespace = namespace
+	return s.reg.CreateSubresource(ctx, coreV1.WithResource("pods").GroupResource(), namespace, b.Name, "binding", b, opts)
+}
+
+func (s *Server) reviewToken(ctx context.Context, _ string, obj runtime.Object, _ metav1.CreateOptions) (runtime.Object, error) {
 	r := obj.(*authenticationv1.TokenReview)
 	if r.Spec.Token == "" {
 		return nil, apierrors.NewBadRequest("token is required for TokenReview in authentication")
@@ -98,7 +112,7 @@ func (s *Server) reviewToken(ctx context.Context, _ string, obj runtime.Object) 
 	return r, nil
 }
 
-func (s *Server) reviewSelf(ctx context.Context, _ string, _ runtime.Object) (runtime.Object, error) {
+func (s *Server) reviewSelf(ctx context.Context, _ string, _ runtime.Object, _ metav1.CreateOptions) (runtime.Object, error) {
 	u, _ := registry.UserFrom(ctx)
 	return &authenticationv1.SelfSubjectReview{
 		ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(time.Now())},
@@ -117,7 +131,7 @@ func userInfo(u user.Info) authenticationv1.UserInfo {
 	return out
 }
 
-func (s *Server) reviewAccess(ctx context.Context, _ string, obj runtime.Object) (runtime.Object, error) {
+func (s *Server) reviewAccess(ctx context.Context, _ string, obj runtime.Object, _ metav1.CreateOptions) (runtime.Object, error) {
 	r := obj.(*authorizationv1.SubjectAccessReview)
 	internal := &authorizationapi.SubjectAccessReview{}
 	if err := codec.Scheme().Convert(r, internal, nil); err != nil {
@@ -130,7 +144,7 @@ func (s *Server) reviewAccess(ctx context.Context, _ string, obj runtime.Object)
 	return r, nil
 }
 
-func (s *Server) reviewLocalAccess(ctx context.Context, namespace string, obj runtime.Object) (runtime.Object, error) {
+func (s *Server) reviewLocalAccess(ctx context.Context, namespace string, obj runtime.Object, _ metav1.CreateOptions) (runtime.Object, error) {
 	r := obj.(*authorizationv1.LocalSubjectAccessReview)
 	if r.Namespace == "" {
 		r.Namespace = namespace
@@ -149,7 +163,7 @@ func (s *Server) reviewLocalAccess(ctx context.Context, namespace string, obj ru
 	return r, nil
 }
 
-func (s *Server) reviewSelfAccess(ctx context.Context, _ string, obj runtime.Object) (runtime.Object, error) {
+func (s *Server) reviewSelfAccess(ctx context.Context, _ string, obj runtime.Object, _ metav1.CreateOptions) (runtime.Object, error) {
 	r := obj.(*authorizationv1.SelfSubjectAccessReview)
 	internal := &authorizationapi.SelfSubjectAccessReview{}
 	if err := codec.Scheme().Convert(r, internal, nil); err != nil {
@@ -183,7 +197,7 @@ func (s *Server) decide(ctx context.Context, attrs authorizer.AttributesRecord) 
 	}
 }
 
-func (s *Server) reviewSelfRules(ctx context.Context, _ string, obj runtime.Object) (runtime.Object, error) {
+func (s *Server) reviewSelfRules(ctx context.Context, _ string, obj runtime.Object, _ metav1.CreateOptions) (runtime.Object, error) {
 	r := obj.(*authorizationv1.SelfSubjectRulesReview)
 	if r.Spec.Namespace == "" {
 		return nil, apierrors.NewBadRequest("no namespace on request")

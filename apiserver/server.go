@@ -81,6 +81,9 @@ type Config struct {
 	// Checks are the named health checks, in the order shown; nil: only that it
 	// answers.
 	Checks []HealthCheck
+	// Leader tells why nobody leads: nobody schedules then, and no controller runs.
+	// nil: somebody always does.
+	Leader func() error
 	// Metrics serves /metrics; nil leaves it out.
 	Metrics http.Handler
 	// Observe is told of each request that has ended: what it asked for, whether
@@ -199,6 +202,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.proxy = newProxyTransport(cfg.ProxyDial)
+	s.reg.SetVirtual(coreV1.WithResource("componentstatuses").GroupResource(), s.components)
 	s.printer = newPrinter(cfg.Registry)
 	s.routePaths()
 	return s, nil

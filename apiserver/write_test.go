@@ -14,6 +14,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 
 	"edged/apiserver"
@@ -315,4 +316,45 @@ func TestInFlight(t *testing.T) {
 	}
 	close(block)
 	<-done
+}
+
+// TestLegacyResources: what upstream still serves and few ask for.
+func TestLegacyResources(t *testing.T) {
+	e := newEnv(t, nil)
+	admin := e.clientset(e.config("admin", "system:masters"))
+	ctx := t.Context()
+	_, err := admin.CoreV1().Pods("default").Create(ctx, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}}}, metav1.CreateOptions{})
+	must(t, err)
+	bind := func(dryRun ...string) string {
+		t.Helper()
+		status := &metav1.Status{}
+		err := admin.CoreV1().RESTClient().Post().Resource("bindings").Namespace("default").VersionedParams(&metav1.CreateOptions{DryRun: dryRun}, scheme.ParameterCodec).
+			Body(&corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Target: corev1.ObjectReference{Kind: "Node", Name: "n"}}).Do(ctx).Into(status)
+		must(t, err)
+		if status.Status != metav1.StatusSuccess {
+			t.Errorf("the answer is %v", status)
+		}
+		p, err := admin.CoreV1().Pods("default").Get(ctx, "p", metav1.GetOptions{})
+		must(t, err)
+		return p.Spec.NodeName
+	}
+	if node := bind("All"); node != "" {
+		t.Errorf("a dry run gave it node %q", node)
+	}
+	if node := bind(); node != "n" {
+		t.Errorf("it is bound to %q", node)
+	}
+	components, err := admin.CoreV1().ComponentStatuses().List(ctx, metav1.ListOptions{})
+	must(t, err)
+	var found []string
+	for _, c := range components.Items {
+		found = append(found, fmt.Sprintf("%s %s %s", c.Name, c.Conditions[0].Status, c.Conditions[0].Message))
+	}
+	if got := strings.Join(found, ", "); got != "controller-manager True ok, etcd-0 True ok, scheduler True ok" {
+		t.Errorf("components: %s", got)
+	}
+	if err := admin.CoreV1().ComponentStatuses().Delete(ctx, "scheduler", metav1.DeleteOptions{}); !apierrors.IsMethodNotSupported(err) {
+		t.Errorf("deleting one: %v", err)
+	}
 }

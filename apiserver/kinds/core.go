@@ -38,6 +38,7 @@ func core(cfg Config) []*registry.Kind {
 		secrets,
 		returnsDeleted(row[corev1.ServiceAccount, corev1.ServiceAccountList](v1, "serviceaccounts", serviceAccountStrategy{newBase(true)}, "sa")),
 		endpoints,
+		componentStatuses(),
 		row[corev1.LimitRange, corev1.LimitRangeList](v1, "limitranges", limitrange.Strategy, "limits"),
 		returnsDeleted(row[corev1.PodTemplate, corev1.PodTemplateList](v1, "podtemplates", podtemplate.Strategy)),
 		returnsDeleted(withStatus(

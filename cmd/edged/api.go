@@ -124,7 +124,7 @@ func (d *device) openAPI() (err error) {
 	d.api, err = apiserver.New(apiserver.Config{
 		Registry: d.registry, Authenticator: a.authn, Authorizer: a.authz, Tokens: a.tokens, Nodes: d, Custom: d.custom, Admission: chain, FrontProxy: d.identity.FrontProxyCertificate,
 		Version: apiVersion(), ServerAddress: fmt.Sprintf("%s:%d", d.nodeIP, c.parsed.api.Port()),
-		Checks: d.checks(), Logger: d.log,
+		Checks: d.checks(), Leader: d.leaderless, Logger: d.log,
 		Metrics: metricsHandler(storeCollector(d.store), counts.requests, counts.writes, backupMetrics{d}), Observe: counts.observe,
 	})
 	return err
@@ -164,6 +164,14 @@ func (d *device) checks() []apiserver.HealthCheck {
 			return nil
 		}},
 	}
+}
+
+// leaderless tells why nothing is scheduled.
+func (d *device) leaderless() error {
+	if d.store.Leader() == 0 {
+		return errors.New("the cluster has no leader")
+	}
+	return nil
 }
 
 var errFirstObjects = errors.New("the cluster's first objects are being made")
