@@ -59,6 +59,7 @@ import (
 	"edged/controller/resourcequota"
 	"edged/controller/rootca"
 	"edged/controller/serviceaccount"
+	"edged/controller/servicecidr"
 	"edged/controller/signing"
 	"edged/controller/statefulset"
 )
@@ -72,6 +73,8 @@ type Config struct {
 	// ServiceIP is the address of default/kubernetes, by convention the first of
 	// the Service range; one is chosen if it is not valid.
 	ServiceIP netip.Addr
+	// ServiceCIDRs are the ranges of Services' addresses that the cluster was made with.
+	ServiceCIDRs []netip.Prefix
 	// BootstrapObjects are made if they are missing: RBAC's roles and bindings.
 	BootstrapObjects []runtime.Object
 	// RootCA is the cluster's CA, published in every namespace.
@@ -115,6 +118,7 @@ func controllers(cfg Config) map[string]loop.Run {
 		"resourcequota":          resourcequota.Run,
 		"rootca":                 rootca.Run(cfg.RootCA),
 		"serviceaccount":         serviceaccount.Run,
+		"servicecidr":            servicecidr.Run(cfg.ServiceCIDRs),
 		"signing":                signing.Run(cfg.Signer),
 		"statefulset":            statefulset.Run,
 	}

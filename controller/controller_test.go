@@ -31,6 +31,7 @@ func start(t *testing.T) *registry.Registry {
 	go func() {
 		done <- controller.Run(ctx, controller.Config{
 			Registry: reg, RootCA: oneCA{}, ClusterDomain: "cluster.local", ServiceIP: netip.MustParseAddr("10.43.0.1"),
+			ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 			APIAddresses: func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:6443")} },
 		})
 	}()

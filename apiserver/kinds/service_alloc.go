@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -25,8 +26,9 @@ import (
 )
 
 var (
-	ipAddressResource = schema.GroupResource{Group: networkingv1.GroupName, Resource: "ipaddresses"}
-	rangeResource     = schema.GroupResource{Resource: "rangeallocations"}
+	ipAddressResource   = schema.GroupResource{Group: networkingv1.GroupName, Resource: "ipaddresses"}
+	serviceCIDRResource = schema.GroupResource{Group: networkingv1.GroupName, Resource: "servicecidrs"}
+	rangeResource       = schema.GroupResource{Resource: "rangeallocations"}
 
 	errIPTaken    = errors.New("provided IP is already allocated")
 	errIPForeign  = errors.New("the provided network does not match the current range")
@@ -54,6 +56,7 @@ type addressRange struct {
 	size   uint64 // usable addresses, from base on
 	static uint64 // the first of them are left to explicit requests at first
 	base   netip.Addr
+	object string // the ServiceCIDR, if it is not the cluster's own range
 }
 
 // maxRange bounds the addresses used of a huge (IPv6) range.
@@ -171,17 +174,17 @@ func (a *allocator) fill(tx *registry.Tx, svc *api.Service, held []string) error
 		if i >= len(svc.Spec.ClusterIPs) {
 			svc.Spec.ClusterIPs = append(svc.Spec.ClusterIPs, "")
 		}
-		r := a.rangeOf(family)
+		ranges := a.rangesOf(tx, family)
 		switch ip := svc.Spec.ClusterIPs[i]; {
-		case ip == "" && r != nil:
-			chosen, err := r.choose(tx, svc.Namespace+"/"+svc.Name)
+		case ip == "" && len(ranges) > 0:
+			chosen, err := chooseIn(ranges, tx, svc.Namespace+"/"+svc.Name)
 			if err != nil {
 				return apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP for Service %q: %w", svc.Name, err))
 			}
 			svc.Spec.ClusterIPs[i] = chosen
 		case ip != "" && !slices.Contains(held, ip):
 			addr, err := netip.ParseAddr(ip)
-			if err == nil && (r == nil || !r.contains(addr)) {
+			if err == nil && !claimIn(ranges, tx, addr) {
 				err = errIPForeign
 			}
 			if err == nil {
@@ -202,6 +205,63 @@ func (a *allocator) fill(tx *registry.Tx, svc *api.Service, held []string) error
 
 func (r *addressRange) contains(addr netip.Addr) bool {
 	return r.prefix.Contains(addr) && addr != r.prefix.Addr()
+}
+
+// rangesOf are the family's range that the cluster was made with and those of
+// ServiceCIDRs that are ready and stay.
+func (a *allocator) rangesOf(tx *registry.Tx, f api.IPFamily) []addressRange {
+	own := a.rangeOf(f)
+	if own == nil {
+		return nil
+	}
+	out := []addressRange{*own}
+	for _, obj := range tx.List(serviceCIDRResource) {
+		c := obj.(*networkingv1.ServiceCIDR)
+		if c.DeletionTimestamp != nil || !meta.IsStatusConditionTrue(c.Status.Conditions, networkingv1.ServiceCIDRConditionReady) {
+			continue
+		}
+		for _, s := range c.Spec.CIDRs {
+			if p, err := netip.ParsePrefix(s); err == nil && p.Masked() != own.prefix {
+				if r := newAddressRange(p.Masked()); r.family == f {
+					r.object = c.Name
+					out = append(out, r)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// hold has the transaction fail if the range is not what it was.
+func (r *addressRange) hold(tx *registry.Tx) {
+	if r.object != "" {
+		tx.Get(serviceCIDRResource, "", r.object)
+	}
+}
+
+// chooseIn finds a free address in the first range that has one.
+func chooseIn(ranges []addressRange, tx *registry.Tx, name string) (string, error) {
+	for i := range ranges {
+		ip, err := ranges[i].choose(tx, name)
+		if err == nil {
+			ranges[i].hold(tx)
+		}
+		if !errors.Is(err, errRangeFull) {
+			return ip, err
+		}
+	}
+	return "", errRangeFull
+}
+
+// claimIn reports whether the address is of one of the ranges.
+func claimIn(ranges []addressRange, tx *registry.Tx, addr netip.Addr) bool {
+	for i := range ranges {
+		if ranges[i].contains(addr) {
+			ranges[i].hold(tx)
+			return true
+		}
+	}
+	return false
 }
 
 // choose finds a free address: outside the static band first.
