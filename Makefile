@@ -123,8 +123,8 @@ test-ten: build kubectl ## ten devices, one cluster: 90 s, 1 GB of memory
 	EDGED_TEN=1 go test -count=1 -v -run 'TestTenDevices$$' ./test/e2e
 
 .PHONY: test-fleet
-test-fleet: kubectl ## three emulated machines with the same card become a cluster, and lose one
-	CUTS= FLEET=1 bash .ci/test-image.sh
+test-fleet: kubectl ## three emulated machines with the same card become a cluster: make test-fleet [FLEET=lose|upgrade]
+	CUTS= FLEET=$(or $(FLEET),1) bash .ci/test-image.sh
 
 .PHONY: unit-arm
 unit-arm: ## unit tests of what can run under qemu-user, for arm64 and arm

@@ -3,7 +3,8 @@
 # boots them under qemu-system (emulation, no KVM) in a network namespace of its
 # own, which nothing leads out of.
 #   CUTS   n: not that, but the power of two Raspberry Pis cut n times under load
-#   FLEET  1: not that, but three machines with one card that become a cluster
+#   FLEET  1: not that, but three machines with one card that become a cluster, lose one
+#          and are upgraded; lose or upgrade: half of it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export DEBIAN_FRONTEND=noninteractive EDGED_CUTS=${CUTS:-} EDGED_FLEET=${FLEET:-}

@@ -254,7 +254,7 @@ func TestPiUpgrade(t *testing.T) {
 
 // TestPi3B boots from the SD card of an emulated board, by its own device tree,
 // with its network on USB, a static address, and its clock at 1970 until a time server
-// tells.
+// tells; at the next start it goes on from the last known time.
 func TestPi3B(t *testing.T) {
 	t.Parallel()
 	serveTime(t)
@@ -270,6 +270,15 @@ ntp: [10.0.2.2]
 	m.API(time.Minute).NodeReady(wide)
 	m.WaitFor(0, `edged-init: usb0 has 10\.0\.2\.15/24`, wide)
 	m.WaitFor(0, `edged-init: the clock was off by \S+ \(10\.0\.2\.2\)`, wide)
+
+	mark := m.Mark()
+	m.Cut()
+	m.On()
+	built := m.WaitFor(mark, "edged-init: the clock was at 1970-01-01 .* and goes on from (.*)", wide)[1]
+	known := m.WaitFor(mark, "edged-init: the clock was at 2.* and goes on from (.*)", wide)[1]
+	if known <= built {
+		t.Errorf("of %s and %s, what the data partition knew last is not the later", built, known)
+	}
 }
 
 // serveTime is an NTP server where QEMU's networks have 10.0.2.2 lead.

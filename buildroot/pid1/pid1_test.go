@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -152,6 +154,39 @@ func TestNTP(t *testing.T) {
 	} {
 		if _, err := ntpOffset(change(bytes.Clone(good)), 9, real, real); !errors.Is(err, errNTP) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestLastKnownTime: the newest of an orderly stop and of the store's files.
+func TestLastKnownTime(t *testing.T) {
+	state, data := t.TempDir(), t.TempDir()
+	if got := lastKnownTime(state, data); !got.IsZero() {
+		t.Errorf("an empty partition knows %v", got)
+	}
+	if err := os.MkdirAll(filepath.Join(data, "store", "wal"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := saveTime(state); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(data, "store", "wal", "0.wal")
+	if err := os.WriteFile(log, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC)
+	for _, path := range []string{filepath.Join(data, "store", "wal"), filepath.Join(data, "store"), filepath.Join(state, clockFile), log} {
+		if err := os.Chtimes(path, before, before); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{log, filepath.Join(state, clockFile)} {
+		before = before.Add(time.Hour)
+		if err := os.Chtimes(path, before, before); err != nil {
+			t.Fatal(err)
+		}
+		if got := lastKnownTime(state, data); !got.Equal(before) {
+			t.Errorf("after %s was written at %v the last known time is %v", path, before, got)
 		}
 	}
 }
