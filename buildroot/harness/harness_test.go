@@ -82,10 +82,12 @@ func grown(t *testing.T, m *Machine) {
 
 // TestAMD64 boots by UEFI and systemd-boot, with a damaged data partition and without
 // a network, and stays up; told to make the partition anew, it runs a Pod, upgrades
-// from slot a to b, and then takes a broken system, from which it comes back by itself.
+// from slot a to b, and then takes a broken system, from which it comes back by itself;
+// it ends when its power button is pressed.
 func TestAMD64(t *testing.T) {
 	t.Parallel()
-	m := New(t, Options{Board: "amd64", MemoryMB: 512, Config: config, Preload: []string{helloArchive(t, "amd64")}, Offline: true})
+	m := New(t, Options{Board: "amd64", MemoryMB: 512, Config: config, Preload: []string{helloArchive(t, "amd64")}, Offline: true,
+		Manifest: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: from-the-card, namespace: default}\n"})
 	m.damage()
 	m.On()
 	m.WaitFor(0, "edged-init: NO DATA PARTITION", wide)
@@ -101,6 +103,10 @@ func TestAMD64(t *testing.T) {
 	grown(t, m)
 	a := m.API(time.Minute)
 	a.NodeReady(wide)
+	poll(t, wide, "the manifest of the card", func() error {
+		_, err := a.Kubectl("", "get", "configmap", "from-the-card")
+		return err
+	})
 	hello(a)
 	propagates(a)
 
@@ -119,6 +125,11 @@ func TestAMD64(t *testing.T) {
 	m.WaitFor(mark, "edged-init: the daemon is ready", wide)
 	a.NodeReady(wide)
 	a.PodPhase("hello", "Running", wide)
+
+	m.PressPower()
+	m.WaitFor(mark, "edged-init: the power button was pressed", wide)
+	m.WaitFor(mark, "edged-init: power off", wide)
+	m.Ended(wide)
 }
 
 // upgrade has a privileged Pod of the device write an upgrade that the harness

@@ -3,6 +3,7 @@ package harness
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -33,6 +34,7 @@ type Options struct {
 	Fleet    *Fleet   // the network it is on; nil: one of its own
 	Config   string   // edged.yaml
 	Preload  []string // archives for the boot partition
+	Manifest string   // a file for its folder of manifests
 	NBD      bool     // the harness serves the disk
 	Offline  bool     // a link that leads nowhere
 }
@@ -123,6 +125,12 @@ func (m *Machine) configure() {
 		run(m.t, "mmd", "-i", at, "::images")
 		run(m.t, "mcopy", append(append([]string{"-i", at}, m.o.Preload...), "::images/")...)
 	}
+	if m.o.Manifest != "" {
+		at, path := m.card+"@@1M", filepath.Join(m.dir, "from the card.yaml")
+		must(m.t, os.WriteFile(path, []byte(m.o.Manifest), 0o600))
+		run(m.t, "mmd", "-i", at, "::manifests")
+		run(m.t, "mcopy", "-i", at, path, "::manifests/")
+	}
 }
 
 // writeConfig writes edged.yaml as `edged flash` does.
@@ -173,7 +181,8 @@ var endWithTest = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 // On starts the machine.
 func (m *Machine) On() {
 	m.t.Helper()
-	args := []string{"-nographic", "-monitor", "none", "-serial", "stdio", "-vga", "none", "-m", strconv.Itoa(m.o.MemoryMB)}
+	args := []string{"-nographic", "-monitor", "none", "-serial", "stdio", "-vga", "none", "-m", strconv.Itoa(m.o.MemoryMB),
+		"-qmp", "unix:" + filepath.Join(m.dir, "qmp") + ",server=on,wait=off"}
 	if m.o.Fleet != nil {
 		args = append(args, "-netdev", m.o.Fleet.netdev("n"))
 	} else if m.o.Offline {
@@ -347,6 +356,30 @@ func (m *Machine) Cut() {
 	}
 }
 
+// PressPower presses the power button.
+func (m *Machine) PressPower() {
+	m.t.Helper()
+	conn, err := net.Dial("unix", filepath.Join(m.dir, "qmp"))
+	must(m.t, err)
+	defer conn.Close()
+	must(m.t, conn.SetDeadline(time.Now().Add(time.Minute)))
+	answers := json.NewDecoder(conn)
+	answer := func() {
+		m.t.Helper()
+		var a struct{ Error json.RawMessage }
+		must(m.t, answers.Decode(&a))
+		if a.Error != nil {
+			m.t.Fatalf("QEMU: %s", a.Error)
+		}
+	}
+	answer() // its greeting
+	for _, command := range []string{"qmp_capabilities", "system_powerdown"} {
+		_, err := fmt.Fprintf(conn, "{\"execute\": %q}\n", command)
+		must(m.t, err)
+		answer()
+	}
+}
+
 // Restarted waits until a Pi has restarted itself and starts it as its firmware
 // would.
 func (m *Machine) Restarted(mark int, limit time.Duration) {
@@ -357,14 +390,14 @@ func (m *Machine) Restarted(mark int, limit time.Duration) {
 	m.On()
 }
 
-// Ended waits until a Pi has restarted itself, its kernel having panicked maybe;
-// it is off then.
+// Ended waits until a machine has powered itself off, or a Pi has restarted itself,
+// its kernel having panicked maybe; it is off then.
 func (m *Machine) Ended(limit time.Duration) {
 	m.t.Helper()
 	select {
 	case <-m.done:
 	case <-time.After(limit):
-		m.t.Fatal("the machine did not restart")
+		m.t.Fatal("the machine did not end")
 	}
 	m.cmd = nil
 }

@@ -6,7 +6,7 @@
 // the root it mounts, sets clock and name, opens the watchdog, checks, grows and
 // mounts the data partition, brings up links, starts `edged run` and starts it
 // again when it ends, until a signal asks for a reboot (SIGTERM, SIGINT) or for
-// power-off (SIGUSR2).
+// power-off (SIGUSR2), or somebody presses the power button.
 //
 // Promise: a step that fails is told on the console and the next one is tried,
 // so that a device is on the network whatever state its card is in. Without a
@@ -22,7 +22,8 @@
 // errors.
 //
 // Goroutines: one for links, one per link with DHCP, one for the clock, one each
-// for the watchdog and the notify socket; all end with the process.
+// for the watchdog and the notify socket, one per button or keyboard; all end with
+// the process.
 //
 // May be imported by buildroot/init and cmd/edged. It links neither Kubernetes
 // nor net/http: the image's /sbin/init is a program of a few megabytes.

@@ -60,6 +60,7 @@ func (s *system) run() {
 	s.options = readOptions()
 	c.say("edged %s, slot %s", release(), s.options["edged.slot"])
 	c.check("load modules", loadModules("/lib/modules/edged.list"))
+	followPowerButtons(signals, c)
 	dog := openWatchdog(s.options["edged.watchdog"] != "off", c)
 	c.check("set the clock", setClockAtLeast(buildTime(), c))
 	c.check("set up control groups", setupCgroups())

@@ -190,3 +190,26 @@ func TestLastKnownTime(t *testing.T) {
 		}
 	}
 }
+
+func TestPowerButton(t *testing.T) {
+	event := func(kind, code uint16, value uint32) []byte {
+		b := make([]byte, eventBytes)
+		binary.NativeEndian.PutUint16(b[eventType:], kind)
+		binary.NativeEndian.PutUint16(b[eventType+2:], code)
+		binary.NativeEndian.PutUint32(b[eventType+4:], value)
+		return b
+	}
+	for name, c := range map[string]struct {
+		event []byte
+		want  bool
+	}{
+		"pressed":         {event(eventKey, keyPower, 1), true},
+		"let go":          {event(eventKey, keyPower, 0), false},
+		"another key":     {event(eventKey, keyPower+1, 1), false},
+		"not of a button": {event(eventKey+1, keyPower, 1), false},
+	} {
+		if got := pressed(c.event); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
