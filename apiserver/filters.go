@@ -10,6 +10,8 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apiserver/pkg/endpoints/request"
+
+	"edged/apiserver/registry"
 )
 
 // ServeHTTP is the way of every request; see the package comment.
@@ -50,6 +52,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if err != nil {
 		s.respondError(w, req, err)
 		return
+	}
+	if u, ok := registry.UserFrom(req.Context()); ok {
+		s.flows.classify(w, info, u)
 	}
 	if err := s.authorize(req, info); err != nil {
 		w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
@@ -172,6 +173,7 @@ type Server struct {
 	catalog atomic.Pointer[catalogOf]
 	proxy   http.RoundTripper
 	others  *aggregator
+	flows   flows
 	printer *printer
 }
 
@@ -193,6 +195,7 @@ func New(cfg Config) (*Server, error) {
 	s.writes = make(chan struct{}, s.limits.WritesInFlight)
 	s.long = make(chan struct{}, s.limits.WatchesInFlight)
 	s.others = newAggregator(s)
+	s.flows = flows{registry.For[*flowcontrolv1.FlowSchema](s.reg), registry.For[*flowcontrolv1.PriorityLevelConfiguration](s.reg)}
 	extras := []openapi.Extra{foreignDocuments{s.others}}
 	if cfg.Custom != nil {
 		extras = append(extras, cfg.Custom)

@@ -11,7 +11,8 @@ import (
 )
 
 // flowControl are the kinds of the group flowcontrol.apiserver.k8s.io. They are
-// stored for charts that bring them: requests are bounded as docs/limits.md says.
+// stored for charts that bring them, and answers name the one that fits
+// (apiserver/flow.go): requests are bounded as docs/limits.md says.
 func flowControl() []*registry.Kind {
 	v1 := flowcontrolv1.SchemeGroupVersion
 	return []*registry.Kind{
