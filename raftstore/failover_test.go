@@ -18,7 +18,8 @@ import (
 // TestWritesOutliveTheLeader: with leaders cut off one after the other, every
 // write through any member is acknowledged, and took place once.
 func TestWritesOutliveTheLeader(t *testing.T) {
-	c := newCluster(t, func(cfg *Config) { cfg.RequestTimeout = 30 * time.Second }, "a", "b", "c")
+	// Nobody is refused either: no change takes two elections.
+	c := newCluster(t, func(cfg *Config) { cfg.RequestTimeout, cfg.RefuseWithoutLeader = 30*time.Second, true }, "a", "b", "c")
 	var writers sync.WaitGroup
 	var stop atomic.Bool
 	written := make([]int, 6)

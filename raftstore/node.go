@@ -133,6 +133,7 @@ type node struct {
 	reign     context.Context // ends when this member stops leading: snapshots are sent in it
 	abdicate  context.CancelFunc
 	silences  silences
+	without   int // ticks since there was a leader
 
 	// set at construction
 	cfg       nodeConfig
@@ -156,6 +157,7 @@ type node struct {
 
 	commit   atomic.Uint64
 	full     atomic.Bool // the disk is: writes are refused
+	alone    atomic.Bool // there is no leader and none to be expected; see quorum.go
 	low      atomic.Bool // it lacks room that is set aside for then; see room.go
 	seen     atomic.Pointer[view]
 	tickTime atomic.Int64  // nanoseconds
@@ -187,6 +189,7 @@ type nodeConfig struct {
 	sendSnapshot   func(context.Context, *raftpb.Message) error
 	discard        func(path string)
 	counters       *counters
+	refuse         bool // Config.RefuseWithoutLeader
 	// heard tells when something of a member arrived last; silence is told of those of
 	// which nothing does, and of those of which it does again. Both nil for none.
 	heard   func(id uint64) time.Time
@@ -254,6 +257,9 @@ func (n *node) answer(id uint64, r result) {
 func (n *node) propose(ctx context.Context, id uint64, p proposal) (proto.Message, error) {
 	if n.full.Load() {
 		return nil, ErrNoSpace
+	}
+	if n.alone.Load() {
+		return nil, ErrNoLeader
 	}
 	w := n.wait(id, p)
 	defer func() {
@@ -463,6 +469,7 @@ func (n *node) step(m *raftpb.Message) {
 func (n *node) tick() {
 	n.core.Tick()
 	n.listen()
+	n.missLeader()
 	term := n.view().term
 	n.mu.Lock()
 	for id, w := range n.waiting {
@@ -585,6 +592,7 @@ func (n *node) process() (more, full bool, err error) {
 		n.log.Info("the log can be written again")
 	}
 	n.look()
+	n.findLeader()
 	if leader := n.core.Leader(); leader != before && leader != 0 && n.asked != nil {
 		n.asked.age = retryReadTicks // the old leader may have got the question
 	}

@@ -89,6 +89,10 @@ type Config struct {
 	// RequestTimeout ends requests whose leader may be gone; 0 is etcd's 5 s and
 	// two elections. A lone member waits for its disk.
 	RequestTimeout time.Duration
+	// RefuseWithoutLeader has writes that find no leader be refused with ErrNoLeader at
+	// once, and those that wait for one, when there was none for two elections. etcd
+	// lets each wait for its RequestTimeout.
+	RefuseWithoutLeader bool
 	// CommitEntries is after how many entries the applied state is written, if
 	// it was not for its size; CatchUpEntries is how much of the log stays for
 	// members that are behind. 0 is etcd's 10 000 and 5 000.
@@ -482,7 +486,7 @@ func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {
 		self: s.member, tick: s.cfg.Tick, electionTicks: s.cfg.ElectionTicks, heartbeatTicks: s.cfg.HeartbeatTicks, requestTimeout: s.cfg.RequestTimeout,
 		commitEntries: s.cfg.CommitEntries, catchUp: s.cfg.CatchUpEntries,
 		members: s.meet, applied: s.applied, send: s.send, connected: s.reaches, sendSnapshot: s.sendSnapshot, discard: s.discard,
-		counters: s.counters,
+		counters: s.counters, refuse: s.cfg.RefuseWithoutLeader,
 	}
 	if s.cfg.Network != nil && s.cfg.Network.Silence != nil {
 		cfg.heard, cfg.silence = func(id uint64) time.Time { return s.peers.Heard(id) }, s.tellSilence

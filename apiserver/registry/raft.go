@@ -60,7 +60,11 @@ const txnWait = 30 * time.Second
 func (s *raftStore) Txn(ctx context.Context, req *pb.TxnRequest) (*pb.TxnResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, txnWait)
 	defer cancel()
-	return s.Store.Txn(ctx, req)
+	resp, err := s.Store.Txn(ctx, req)
+	if errors.Is(err, raftstore.ErrNoLeader) {
+		err = ErrNoQuorum
+	}
+	return resp, err
 }
 
 func (s *raftStore) Range(ctx context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {

@@ -218,8 +218,9 @@ func (d *device) storeConfig() raftstore.Config {
 		PeerURLs: d.peerURLs(), Join: len(d.cluster.Members) > 0, Hints: d.joinHints(), Spare: true,
 		// An address that nobody else can use must not take the place of one that
 		// is only late.
-		FollowAddress:  !d.nodeIP.IsLoopback(),
-		HeartbeatTicks: int(heartbeat / tick), ElectionTicks: int(electionTime / tick / 2), Tick: tick,
+		FollowAddress:       !d.nodeIP.IsLoopback(),
+		RefuseWithoutLeader: true,
+		HeartbeatTicks:      int(heartbeat / tick), ElectionTicks: int(electionTime / tick / 2), Tick: tick,
 	}
 	if f := d.cluster.Founding; f != nil {
 		cfg.Token = f.Token
