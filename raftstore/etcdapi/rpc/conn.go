@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math"
 	"net"
 	"sync"
@@ -107,6 +108,9 @@ func newConn(s *Server, nc net.Conn) *conn {
 
 // field takes a field of the header block at hand.
 func (c *conn) field(f hpack.HeaderField) {
+	if http2.VerboseLogs { // GODEBUG=http2debug=1, as x/net's own reader of headers heeds it
+		log.Printf("http2: decoded hpack field %+v", f)
+	}
 	if c.listed += len(f.Name) + len(f.Value) + 32; c.listed <= maxHeaderBytes {
 		c.fields = append(c.fields, f)
 	}
