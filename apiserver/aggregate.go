@@ -20,6 +20,7 @@ import (
 
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -339,6 +340,11 @@ func (s *Server) CheckServices(ctx context.Context) error {
 		}
 	}
 	defer g.services.Subscribe(func(registry.Event[*apiregistrationv1.APIService]) { ring() })()
+	defer registry.For[*discoveryv1.EndpointSlice](g.reg).Subscribe(func(e registry.Event[*discoveryv1.EndpointSlice]) {
+		if g.uses(e.Object.Namespace, e.Object.Labels[discoveryv1.LabelServiceName]) {
+			ring()
+		}
+	})()
 	t := time.NewTicker(serviceCheck)
 	defer t.Stop()
 	for {
@@ -360,6 +366,13 @@ func (s *Server) CheckServices(ctx context.Context) error {
 		case <-again:
 		}
 	}
+}
+
+// uses reports whether an APIService is served by this Service.
+func (g *aggregator) uses(ns, service string) bool {
+	return slices.ContainsFunc(g.services.List(""), func(svc *apiregistrationv1.APIService) bool {
+		return svc.Spec.Service != nil && svc.Spec.Service.Namespace == ns && svc.Spec.Service.Name == service
+	})
 }
 
 // check writes what became of one APIService, if that is news.

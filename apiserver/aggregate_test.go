@@ -127,11 +127,25 @@ func TestAggregation(t *testing.T) {
 	if _, err := get(); err == nil || !strings.Contains(err.Error(), "unable to handle the request") {
 		t.Errorf("before it is available: %v", err)
 	}
-	_, err = registry.For[*discoveryv1.EndpointSlice](e.reg).Create(t.Context(), &discoveryv1.EndpointSlice{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "m", Labels: map[string]string{discoveryv1.LabelServiceName: "metrics"}}, AddressType: discoveryv1.AddressTypeIPv4,
-		Ports: []discoveryv1.EndpointPort{{Name: ptr.To(""), Port: ptr.To[int32](8443)}}, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.42.3.4"}}}})
-	must(t, err)
-	state("Passed")
+	endpoints := registry.For[*discoveryv1.EndpointSlice](e.reg)
+	up := func() {
+		t.Helper()
+		_, err = endpoints.Create(t.Context(), &discoveryv1.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "m", Labels: map[string]string{discoveryv1.LabelServiceName: "metrics"}}, AddressType: discoveryv1.AddressTypeIPv4,
+			Ports: []discoveryv1.EndpointPort{{Name: ptr.To(""), Port: ptr.To[int32](8443)}}, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.42.3.4"}}}})
+		must(t, err)
+		state("Passed")
+	}
+	up()
+	begun := time.Now()
+	for range 4 {
+		must(t, endpoints.Delete(t.Context(), "default", "m", metav1.DeleteOptions{}))
+		state("MissingEndpoints")
+		up()
+	}
+	if took := time.Since(begun); took > 60*time.Second { // a look every 20 s takes four times that
+		t.Errorf("four times its endpoints went and came: that took %v to be seen", took)
+	}
 	body, err := get()
 	must(t, err)
 	if !strings.Contains(string(body), `"Sample"`) || *dialed.Load() != "10.42.3.4:8443" || shown.Load() == 0 {
