@@ -168,7 +168,7 @@ func TestFullDiskRaisesTheAlarm(t *testing.T) {
 func TestClusterSparesOneFullDisk(t *testing.T) {
 	disks := map[string]*atomic.Bool{"a": {}, "b": {}, "c": {}}
 	c := newCluster(t, func(cfg *Config) { cfg.files, cfg.Spare = crowded{full: disks[cfg.Name]}, true }, "a", "b", "c")
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	value := noise(200 << 10)
 	written := 0
@@ -211,7 +211,9 @@ func TestClusterSparesOneFullDisk(t *testing.T) {
 	}
 	c.members[second].node.lackRoom(unix.ENOSPC) // its log has segments to recycle, and would not ask for long
 	eventually(t, "writes being refused", func() bool { return errors.Is(write(third), ErrNoSpace) })
-	eventually(t, "the alarm", func() bool { return len(c.members[third].Alarms()) == 2 })
+	// Both raise it, unless the first has used up what was set aside: then it can tell
+	// nobody.
+	eventually(t, "the alarm", func() bool { return len(c.members[third].Alarms()) > 0 })
 	// One of those that raised it is gone for good, one gets room.
 	if err := c.members[second].Close(); err != nil {
 		t.Fatal(err)
