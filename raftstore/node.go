@@ -189,7 +189,8 @@ type nodeConfig struct {
 	sendSnapshot   func(context.Context, *raftpb.Message) error
 	discard        func(path string)
 	counters       *counters
-	refuse         bool // Config.RefuseWithoutLeader
+	refuse         bool            // Config.RefuseWithoutLeader
+	greet          func(id uint64) // connects to a member; nil without a network
 	// heard tells when something of a member arrived last; silence is told of those of
 	// which nothing does, and of those of which it does again. Both nil for none.
 	heard   func(id uint64) time.Time
@@ -353,6 +354,7 @@ func (n *node) run() {
 		if replaying {
 			replaying = false
 			close(n.replayed)
+			n.leaveAgain()
 		}
 	}
 	defer replayed()

@@ -8,11 +8,16 @@ const elections = 2
 // take place: who waits for that is told. Time that this member itself stood still
 // does not count.
 func (n *node) missLeader() {
-	if !n.cfg.refuse || n.core.Leader() != 0 {
+	if n.core.Leader() != 0 {
 		return
 	}
+	n.without++
 	// By chance an election begins after up to twice electionTicks.
-	if n.without++; n.without < elections*2*n.cfg.electionTicks || n.alone.Swap(true) {
+	election := 2 * n.cfg.electionTicks
+	if n.without%election == 0 {
+		n.greet()
+	}
+	if !n.cfg.refuse || n.without < elections*election || n.alone.Swap(true) {
 		return
 	}
 	n.log.Warn("most of the members that vote are not reached: writes are refused")
@@ -32,5 +37,31 @@ func (n *node) findLeader() {
 		if n.without = 0; n.alone.Swap(false) {
 			n.log.Info("there is a leader again: writes are taken")
 		}
+	}
+}
+
+// greet has a learner connect to the others, as a voter that misses its leader does by
+// asking for votes: nobody may know where it is now, and one that was removed while it
+// was away is told so.
+func (n *node) greet() {
+	members := n.core.Members()
+	if members == nil || n.cfg.greet == nil {
+		return
+	}
+	if self := members.Member(n.cfg.self); self != nil && !self.Learner {
+		return
+	}
+	for _, m := range members.Members {
+		if m.ID != n.cfg.self {
+			n.cfg.greet(m.ID)
+		}
+	}
+}
+
+// leaveAgain ends a member that knows from its own state that it was removed.
+func (n *node) leaveAgain() {
+	if m := n.core.Members(); m != nil && m.WasRemoved(n.cfg.self) {
+		n.log.Warn("this member was removed from the cluster: it stops")
+		n.fail(ErrRemoved)
 	}
 }

@@ -488,6 +488,9 @@ func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {
 		members: s.meet, applied: s.applied, send: s.send, connected: s.reaches, sendSnapshot: s.sendSnapshot, discard: s.discard,
 		counters: s.counters, refuse: s.cfg.RefuseWithoutLeader,
 	}
+	if s.cfg.Network != nil {
+		cfg.greet = func(id uint64) { s.peers.Tell(id, callMembers, nil) }
+	}
 	if s.cfg.Network != nil && s.cfg.Network.Silence != nil {
 		cfg.heard, cfg.silence = func(id uint64) time.Time { return s.peers.Heard(id) }, s.tellSilence
 	}

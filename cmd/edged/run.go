@@ -70,10 +70,13 @@ func runRun(ctx context.Context, e env) error {
 		node: nodeHandler{wait: runtimeWait},
 	}
 	defer d.close()
-	if err := d.open(ctx); err != nil {
+	err = d.open(ctx)
+	if err != nil && !errors.Is(err, raftstore.ErrRemoved) {
 		return endOf(ctx, err) // told to stop while it joined or formed
 	}
-	err = d.run(ctx)
+	if err == nil {
+		err = d.run(ctx)
+	}
 	switch {
 	case errors.Is(err, errRestart):
 		d.close()
