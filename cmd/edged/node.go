@@ -238,7 +238,7 @@ func (d *device) openNetwork(ctx context.Context, g *errgroup.Group, p paths, po
 // admitPods lets packets of Pods through the packet filters of other programs
 // and returns what it said about those that do not let it.
 func (d *device) admitPods(told string) string {
-	chains, err := nft.Admit(bridge.DefaultName)
+	chains, err := nft.Admit(bridge.DefaultName, d.cfg.parsed.clusterCIDRs)
 	text := fmt.Sprint(err)
 	for _, c := range chains {
 		name := c.Family + " " + c.Table + " " + c.Chain

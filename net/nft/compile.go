@@ -20,8 +20,11 @@ type compiler struct {
 	err    error
 }
 
-func compileRule(r Rule) ([]expr.Any, error) {
-	c := &compiler{}
+func compileRule(r Rule) ([]expr.Any, error) { return compileIn(0, r) }
+
+// compileIn is compileRule for a table that sees one address family only.
+func compileIn(family byte, r Rule) ([]expr.Any, error) {
+	c := &compiler{family: family}
 	for _, s := range r {
 		s.compile(c)
 	}

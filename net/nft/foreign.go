@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -26,8 +27,12 @@ type Foreign struct {
 // hook, so that it takes a rule in each. Admit is to be repeated: those programs
 // rebuild their chains. It returns the chains that it changed or could not.
 //
+// Packets that pass the device alone, from another machine to a Pod of another device
+// because of a Service, are told by the Pod's address, which is in pods: their links
+// may be the same.
+//
 // Admit drops nothing and overrides no rule of ours: net/policy's verdicts stand.
-func Admit(link string) ([]Foreign, error) {
+func Admit(link string, pods []netip.Prefix) ([]Foreign, error) {
 	conn, err := dial()
 	if err != nil {
 		return nil, fmt.Errorf("foreign packet filters: %w", err)
@@ -35,22 +40,47 @@ func Admit(link string) ([]Foreign, error) {
 	defer conn.CloseLasting()
 	var out []Foreign
 	err = eachForeign(conn, func(c *nftables.Chain, rules []*nftables.Rule) {
-		if slices.ContainsFunc(rules, isOurs) || !dropsUnknown(c, rules) {
+		want := passes(c, link, pods)
+		ours := slices.DeleteFunc(slices.Clone(rules), func(r *nftables.Rule) bool { return !isOurs(r) })
+		if len(ours) == len(want) || !dropsUnknown(c, rules) {
 			return
 		}
-		err := admit(conn, c, link)
+		err := admit(conn, c, want, ours)
 		out = append(out, Foreign{familyName(c.Table.Family), c.Table.Name, c.Name, err})
 	})
 	return out, err
 }
 
-func admit(conn *nftables.Conn, c *nftables.Chain, link string) error {
-	fields := []Field{InLink()}
-	if *c.Hooknum == *nftables.ChainHookForward {
-		fields = append(fields, OutLink())
+// passes are the rules that let packets of Pods pass a chain.
+func passes(c *nftables.Chain, link string, pods []netip.Prefix) []Stmt {
+	out := []Stmt{Equal(InLink(), LinkConst(link))}
+	if *c.Hooknum != *nftables.ChainHookForward {
+		return out
 	}
-	for _, f := range fields {
-		exprs, err := compileRule(Rule{Equal(f, LinkConst(link))})
+	out = append(out, Equal(OutLink(), LinkConst(link)))
+	for _, p := range pods {
+		is6 := p.Addr().Is6()
+		if c.Table.Family == nftables.TableFamilyINet || is6 == (c.Table.Family == nftables.TableFamilyIPv6) {
+			out = append(out, InPrefix(SrcAddr(is6), p), InPrefix(DstAddr(is6), p))
+		}
+	}
+	return out
+}
+
+// admit puts rules into a chain, in the place of those that an older edged put there.
+func admit(conn *nftables.Conn, c *nftables.Chain, want []Stmt, old []*nftables.Rule) error {
+	for _, r := range old {
+		r.Table, r.Chain = c.Table, c
+		if err := conn.DelRule(r); err != nil {
+			return err
+		}
+	}
+	family := byte(0)
+	if c.Table.Family != nftables.TableFamilyINet {
+		family = byte(c.Table.Family) // iptables-nft refuses a table that asks for it
+	}
+	for _, m := range want {
+		exprs, err := compileIn(family, Rule{m})
 		if err != nil {
 			return err
 		}

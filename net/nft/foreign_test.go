@@ -1,7 +1,9 @@
 package nft_test
 
 import (
+	"net/netip"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -40,6 +42,11 @@ table ip6 harmless {
 }
 `
 
+// uncounted is a listing but for what rules have counted.
+func uncounted(s string) string {
+	return regexp.MustCompile(`packets \d+ bytes \d+`).ReplaceAllString(s, "")
+}
+
 func TestAdmit(t *testing.T) {
 	host := netnstest.Host()
 	before := func() string {
@@ -66,10 +73,11 @@ func TestAdmit(t *testing.T) {
 		end.ns.Run(t, "ip", "route", "add", "default", "via", end.host)
 	}
 	host.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	pods := []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("fd42::/64")}
 	server.Serve(t, "server", "198.51.100.2:80")
 	host.Serve(t, "device", "192.0.2.1:53")
 
-	changed, err := nft.Admit("edgedX")
+	changed, err := nft.Admit("edgedX", pods)
 	if err != nil || len(changed) != 3 {
 		t.Fatalf("changed %v, %v; want FORWARD, INPUT and firewalld's", changed, err)
 	}
@@ -86,13 +94,34 @@ func TestAdmit(t *testing.T) {
 			t.Errorf("to the device: %v", err)
 		}
 	}
+	// Past the device's own Pods, to one of another device.
+	other := netnstest.New(t)
+	host.Run(t, "ip", "link", "add", "down0", "type", "veth", "peer", "name", "eth0", "netns", other.Path)
+	t.Cleanup(func() { host.Run(t, "ip", "link", "del", "down0") })
+	host.Run(t, "ip", "link", "set", "down0", "up")
+	host.Run(t, "ip", "route", "add", "203.0.113.7/32", "dev", "down0")
+	other.Run(t, "ip", "addr", "add", "203.0.113.7/32", "dev", "eth0")
+	other.Run(t, "ip", "link", "set", "eth0", "up")
+	other.Run(t, "ip", "route", "add", "198.51.100.2/32", "dev", "eth0")
+	host.Run(t, "sysctl", "-qw", "net.ipv4.conf.all.proxy_arp=1")
+	other.Serve(t, "other", "203.0.113.7:80")
+	if _, _, err := server.Ask("tcp", "203.0.113.7:80"); err != nil {
+		t.Errorf("to a Pod of another device: %v", err)
+	}
 	once := list(t)
-	if changed, err := nft.Admit("edgedX"); err != nil || len(changed) != 0 || list(t) != once {
+	if changed, err := nft.Admit("edgedX", pods); err != nil || len(changed) != 0 || list(t) != once {
 		t.Errorf("the second time changed %v, %v", changed, err)
+	}
+	// An older edged put fewer rules there.
+	if changed, err := nft.Admit("edgedX", nil); err != nil || len(changed) != 2 {
+		t.Errorf("an older edged changed %v, %v", changed, err)
+	}
+	if changed, err := nft.Admit("edgedX", pods); err != nil || len(changed) != 2 || uncounted(list(t)) != uncounted(once) {
+		t.Errorf("after an older edged changed %v, %v\n%s", changed, err, list(t))
 	}
 	// The other program builds its chain anew.
 	host.Run(t, "nft", "flush", "chain", "ip", "filter", "FORWARD")
-	if changed, err := nft.Admit("edgedX"); err != nil || len(changed) != 1 {
+	if changed, err := nft.Admit("edgedX", pods); err != nil || len(changed) != 1 {
 		t.Errorf("after a flush changed %v, %v", changed, err)
 	}
 	host.Run(t, "nft", "add", "rule", "ip", "filter", "FORWARD", "iifname", "docker0", "accept")
