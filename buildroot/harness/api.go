@@ -67,13 +67,14 @@ func (m *Machine) API(limit time.Duration) *API {
 	pool.AppendCertsFromPEM(k.Clusters[0].Cluster.CA)
 	a := &API{t: m.t, url: fmt.Sprintf("https://127.0.0.1:%d", m.APIPort), port: m.APIPort, file: filepath.Join(m.dir, "kubeconfig"), client: &http.Client{
 		Timeout:   20 * time.Second,
-		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: "kubernetes"}, DisableKeepAlives: true},
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: "kubernetes"}, MaxIdleConnsPerHost: 4},
 	}}
 	must(m.t, os.WriteFile(a.file, bytes.TrimRight(text, "\n"), 0o600))
 	return a
 }
 
-// poll asks until there is no error.
+// poll asks until there is no error, not so often that the emulated machine has
+// nothing else to do.
 func poll(t testing.TB, limit time.Duration, what string, ask func() error) {
 	t.Helper()
 	end := time.Now().Add(limit)
@@ -85,7 +86,7 @@ func poll(t testing.TB, limit time.Duration, what string, ask func() error) {
 		if time.Now().After(end) {
 			t.Fatalf("waited %v for %s: %v", limit, what, err)
 		}
-		time.Sleep(250 * time.Millisecond)
+		time.Sleep(500 * time.Millisecond)
 	}
 }
 
@@ -137,11 +138,19 @@ func (a *API) Kubectl(stdin string, args ...string) (string, error) {
 func (a *API) NodeReady(limit time.Duration) {
 	a.t.Helper()
 	poll(a.t, limit, "the Node to be Ready", func() error {
-		out, err := a.Kubectl("", "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
-		if err == nil && out != "True" {
-			err = fmt.Errorf("its condition Ready is %q", out)
+		var list struct {
+			Items []struct{ Status status }
 		}
-		return err
+		if err := a.Do(http.MethodGet, "/api/v1/nodes", nil, &list); err != nil {
+			return err
+		}
+		if len(list.Items) != 1 {
+			return fmt.Errorf("there are %d", len(list.Items))
+		}
+		if s := list.Items[0].Status; !s.has("Ready") {
+			return fmt.Errorf("its conditions are %+v", s.Conditions)
+		}
+		return nil
 	})
 }
 
@@ -149,11 +158,30 @@ func (a *API) NodeReady(limit time.Duration) {
 func (a *API) PodPhase(name, phase string, limit time.Duration) {
 	a.t.Helper()
 	poll(a.t, limit, "Pod "+name+" to be "+phase, func() error {
-		out, err := a.Kubectl("", "get", "pod", name, "-o", "jsonpath={.status.phase}")
-		if err == nil && out != phase {
-			more, _ := a.Kubectl("", "describe", "pod", name)
-			err = fmt.Errorf("it is %q: %s", out, more[max(0, len(more)-600):])
+		var pod struct{ Status status }
+		if err := a.Do(http.MethodGet, "/api/v1/namespaces/default/pods/"+name, nil, &pod); err != nil {
+			return err
 		}
-		return err
+		if pod.Status.Phase != phase {
+			return fmt.Errorf("its status is %+v", pod.Status)
+		}
+		return nil
 	})
+}
+
+// status is what is asked of a Node's or a Pod's status.
+type status struct {
+	Phase      string
+	Conditions []struct{ Type, Status, Reason, Message string }
+	Containers []struct{ State map[string]any } `json:"containerStatuses"`
+}
+
+// has tells whether a condition is True.
+func (s status) has(condition string) bool {
+	for _, c := range s.Conditions {
+		if c.Type == condition {
+			return c.Status == "True"
+		}
+	}
+	return false
 }

@@ -3,6 +3,7 @@ package harness
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,10 +48,16 @@ func TestFleet(t *testing.T) {
 	}
 	a := machines[0].API(wide)
 	ready := func(a *API) (out []string, err error) {
-		text, err := a.Kubectl("", "get", "nodes", "-l", "room=cellar", "-o", `jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status} {end}`)
-		for _, f := range strings.Fields(text) {
-			if name, is := strings.CutSuffix(f, "=True"); is {
-				out = append(out, name)
+		var list struct {
+			Items []struct {
+				Metadata struct{ Name string }
+				Status   status
+			}
+		}
+		err = a.Do(http.MethodGet, "/api/v1/nodes?labelSelector=room%3Dcellar", nil, &list)
+		for _, i := range list.Items {
+			if i.Status.has("Ready") {
+				out = append(out, i.Metadata.Name)
 			}
 		}
 		return out, err
@@ -201,9 +208,10 @@ func refuseSystem(t *testing.T, machines []*Machine, a *API) {
 func phase(t *testing.T, a *API, want string) {
 	t.Helper()
 	poll(t, 2*wide, "the upgrade to be "+want, func() error {
-		out, err := a.Kubectl("", "-n", "kube-system", "get", "configmap", "edged-upgrade", "-o", "jsonpath={.data.state}")
-		if err == nil && !strings.Contains(out, fmt.Sprintf(`"phase":%q`, want)) {
-			err = errors.New(out)
+		var state struct{ Data map[string]string }
+		err := a.Do(http.MethodGet, "/api/v1/namespaces/kube-system/configmaps/edged-upgrade", nil, &state)
+		if err == nil && !strings.Contains(state.Data["state"], fmt.Sprintf(`"phase":%q`, want)) {
+			err = errors.New(state.Data["state"])
 		}
 		return err
 	})
