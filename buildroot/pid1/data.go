@@ -51,7 +51,7 @@ func (s *system) openFAT() (*os.File, *fat.Volume, error) {
 	if s.boot.fat == "" {
 		return nil, nil, errors.New("there is no boot partition")
 	}
-	f, err := os.OpenFile(s.boot.fat, os.O_RDWR, 0)
+	f, err := openFresh(s.boot.fat, os.O_RDWR)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -90,6 +90,32 @@ func RootDisk() (path string, sizeBytes int64, err error) {
 	return "/dev/" + name, n * disk.SectorBytes, err
 }
 
+// OpenRootDisk opens it as it is now.
+func OpenRootDisk(flags int) (f *os.File, sizeBytes int64, err error) {
+	path, size, err := RootDisk()
+	if err != nil {
+		return nil, 0, err
+	}
+	f, err = openFresh(path, flags)
+	return f, size, err
+}
+
+// openFresh opens a disk or a partition, and has the kernel forget what it read from
+// it: each has a cache of its own, and what is written by way of the one is not seen
+// by way of the other. The first process writes the boot partition, `edged upgrade`
+// the disk; both sync.
+func openFresh(path string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("forget what was read from %s: %w", path, err)
+	}
+	return f, nil
+}
+
 // rootDiskName goes from the root's device number to its disk.
 func rootDiskName() (string, error) {
 	var st unix.Stat_t

@@ -48,11 +48,7 @@ func (d *device) systemSum(rootBytes int64) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path, size, err := pid1.RootDisk()
-	if err != nil {
-		return "", err
-	}
-	disk, err := os.Open(path)
+	disk, size, err := pid1.OpenRootDisk(os.O_RDONLY)
 	if err != nil {
 		return "", err
 	}

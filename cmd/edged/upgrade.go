@@ -117,11 +117,7 @@ func writeUpgrade(out io.Writer, in io.Reader, running string) (argument string,
 	if err != nil {
 		return "", err
 	}
-	path, size, err := pid1.RootDisk()
-	if err != nil {
-		return "", err
-	}
-	disk, err := os.OpenFile(path, os.O_RDWR, 0)
+	disk, size, err := pid1.OpenRootDisk(os.O_RDWR)
 	if err != nil {
 		return "", err
 	}
