@@ -346,19 +346,22 @@ func (d *device) guard(next http.Handler) http.Handler {
 			http.Error(w, "Unauthorized", http.StatusUnauthorized)
 			return
 		}
-		decision, _, err := d.access.authz.Authorize(r.Context(), kubeletAttributes(r, resp, d.cfg.nodeName))
-		if err != nil || decision != authorizer.DecisionAllow {
-			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource=%s)", resp.User.GetName(), kubeletVerb(r), kubeletSubresource(r)), http.StatusForbidden)
-			return
+		subresources := kubeletSubresources(r)
+		for _, s := range subresources {
+			decision, _, err := d.access.authz.Authorize(r.Context(), kubeletAttributes(r, resp, d.cfg.nodeName, s))
+			if err == nil && decision == authorizer.DecisionAllow {
+				next.ServeHTTP(w, r)
+				return
+			}
 		}
-		next.ServeHTTP(w, r)
+		http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", resp.User.GetName(), kubeletVerb(r), subresources), http.StatusForbidden)
 	})
 }
 
-func kubeletAttributes(r *http.Request, resp *authenticator.Response, node string) authorizer.Attributes {
+func kubeletAttributes(r *http.Request, resp *authenticator.Response, node, subresource string) authorizer.Attributes {
 	return authorizer.AttributesRecord{
 		User: resp.User, Verb: kubeletVerb(r), APIGroup: "", APIVersion: "v1", Resource: "nodes",
-		Subresource: kubeletSubresource(r), Name: node, ResourceRequest: true, Path: r.URL.Path,
+		Subresource: subresource, Name: node, ResourceRequest: true, Path: r.URL.Path,
 	}
 }
 
@@ -376,13 +379,15 @@ func kubeletVerb(r *http.Request) string {
 	return "get"
 }
 
-// kubeletSubresource is upstream's mapping,
-// k8s.io/kubernetes/pkg/kubelet/server/auth.go.
-func kubeletSubresource(r *http.Request) string {
-	for _, s := range []string{"stats", "metrics", "healthz"} {
-		if p := "/" + s; r.URL.Path == p || strings.HasPrefix(r.URL.Path, p+"/") {
+// kubeletSubresources is upstream's mapping,
+// k8s.io/kubernetes/pkg/kubelet/server/auth.go: a right to one of them is enough.
+func kubeletSubresources(r *http.Request) []string {
+	for path, s := range map[string][]string{
+		"/stats": {"stats"}, "/metrics": {"metrics"}, "/logs": {"log"}, "/healthz": {"healthz", "proxy"}, "/pods": {"pods", "proxy"},
+	} {
+		if r.URL.Path == path || strings.HasPrefix(r.URL.Path, path+"/") {
 			return s
 		}
 	}
-	return "proxy"
+	return []string{"proxy"}
 }

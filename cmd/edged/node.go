@@ -292,7 +292,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw po
 	})
 	d.node.set(nodeapi.New(nodeapi.Config{
 		Pods: ag, Engine: d.engine, LogRoot: logRoot, NodeLogs: "/var/log", Logger: d.log, Dial: dialPod(boxes),
-		Metrics: metricsHandler(nodeMetrics{c.nodeName, ag, d.engine}),
+		Metrics: metricsHandler(nodeMetrics{c.nodeName, ag, d.engine}), Resources: resourceMetricsHandler(d.engine),
 	}))
 	g.Go(func() error { return ag.Run(ctx) })
 	local := localpath.New(localpath.Config{

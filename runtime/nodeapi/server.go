@@ -56,7 +56,10 @@ type Config struct {
 	Dial func(ctx context.Context, p *corev1.Pod, port int32) (net.Conn, error)
 	// Metrics are the node agent's, in Prometheus' format; nil for none.
 	Metrics http.Handler
-	Logger  *slog.Logger
+	// Resources tells what the device and its Pods use, as metrics-server reads it; nil
+	// for none.
+	Resources http.Handler
+	Logger    *slog.Logger
 }
 
 type server struct{ Config }
@@ -69,6 +72,9 @@ func New(cfg Config) http.Handler {
 	mux.HandleFunc("GET /pods", s.list)
 	if cfg.Metrics != nil {
 		mux.Handle("GET /metrics", cfg.Metrics)
+	}
+	if cfg.Resources != nil {
+		mux.Handle("GET /metrics/resource", cfg.Resources)
 	}
 	mux.Handle("GET /logs/", nodeLogs(cfg.NodeLogs))
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.logs)

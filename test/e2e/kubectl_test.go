@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -216,6 +217,16 @@ func TestMetrics(t *testing.T) {
 	node := p.MustKubectl("", "get", "--raw", "/api/v1/nodes/"+p.Name+"/proxy/metrics")
 	if !strings.Contains(node, `kubelet_node_name{node="`+p.Name+`"} 1`) || strings.Contains(node, "kubelet_running_pods 0\n") || !strings.Contains(node, "kubelet_running_pods ") {
 		t.Errorf("the node agent's metrics: %.2000s", node)
+	}
+	used := p.MustKubectl("", "get", "--raw", "/api/v1/nodes/"+p.Name+"/proxy/metrics/resource")
+	for _, want := range []string{
+		`node_cpu_usage_seconds_total [1-9]`, `node_memory_working_set_bytes [1-9]`, `container_memory_working_set_bytes\{[^}]*pod="counted"\} [1-9]`,
+		`pod_memory_working_set_bytes\{[^}]*pod="counted"\} [1-9]`, `pod_cpu_usage_seconds_total\{[^}]*pod="counted"\} [0-9]`,
+		`container_cpu_usage_seconds_total\{[^}]*pod="counted"\} [0-9]`, `container_start_time_seconds\{[^}]*pod="counted"\} [1-9]`, `resource_scrape_error 0`,
+	} {
+		if !regexp.MustCompile(`(?m)^` + want).MatchString(used) {
+			t.Errorf("no %s in %.3000s", want, used)
+		}
 	}
 	p.kubectl("create", "serviceaccount", "stranger")
 	if out, err := p.Kubectl("", "get", "--raw", "/metrics", "--as=system:serviceaccount:"+p.ns+":stranger"); err == nil {
