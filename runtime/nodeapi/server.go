@@ -272,7 +272,7 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if wantsV5(r) {
-		s.serveV5(w, r, opts, func(ctx context.Context, in io.Reader, out, errOut io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+		s.serveV5(w, r, opts, "executing command in", func(ctx context.Context, in io.Reader, out, errOut io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
 			return streams{s, t}.ExecInContainer(ctx, "", "", "", r.URL.Query()["command"], in, out, errOut, opts.TTY, resize, 0)
 		})
 		return
@@ -295,7 +295,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if wantsV5(r) {
-		s.serveV5(w, r, opts, func(ctx context.Context, in io.Reader, out, errOut io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+		s.serveV5(w, r, opts, "attaching to", func(ctx context.Context, in io.Reader, out, errOut io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
 			return streams{s, t}.AttachContainer(ctx, "", "", "", in, out, errOut, opts.TTY, resize)
 		})
 		return

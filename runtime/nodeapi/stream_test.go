@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -53,7 +54,7 @@ func (d *device) List() []engine.Container {
 	}}}
 }
 
-// Exec runs one of three commands: cat, fail and size.
+// Exec runs one of four commands: cat, fail, none and size.
 func (d *device) Exec(ctx context.Context, _ string, spec engine.ExecSpec, s engine.Streams) (int, error) {
 	switch spec.Args[0] {
 	case "cat":
@@ -62,6 +63,8 @@ func (d *device) Exec(ctx context.Context, _ string, spec engine.ExecSpec, s eng
 		return 0, err
 	case "fail":
 		return 7, nil
+	case "none":
+		return 0, errors.New("not found")
 	case "size":
 		select {
 		case size := <-s.Resize:
@@ -160,6 +163,10 @@ func TestExec(t *testing.T) {
 			err = run("command=fail&output=1", remotecommand.StreamOptions{Stdout: &out})
 			if code, ok := err.(exec.CodeExitError); !ok || code.Code != 7 {
 				t.Errorf("fail: %v, want exit code 7", err)
+			}
+			err = run("command=none&output=1", remotecommand.StreamOptions{Stdout: &out})
+			if err == nil || !strings.Contains(err.Error(), "error executing command in container: not found") {
+				t.Errorf("a command that is not there: %v", err)
 			}
 			out.Reset()
 			err = run("command=size&output=1&tty=1", remotecommand.StreamOptions{Stdout: &out, Tty: true, TerminalSizeQueue: &oneSize{}})

@@ -33,7 +33,7 @@ type command func(ctx context.Context, in io.Reader, out, errOut io.WriteCloser,
 
 // serveV5 upgrades the connection, runs cmd on its channels and ends with the
 // Status of the outcome on the error channel.
-func (s *server) serveV5(w http.ResponseWriter, r *http.Request, opts *remotecommand.Options, run command) {
+func (s *server) serveV5(w http.ResponseWriter, r *http.Request, opts *remotecommand.Options, doing string, run command) {
 	channel := func(on bool, typ wsstream.ChannelType) wsstream.ChannelType {
 		if on {
 			return typ
@@ -80,7 +80,7 @@ func (s *server) serveV5(w http.ResponseWriter, r *http.Request, opts *remotecom
 		resize = make(chan remotecommand.TerminalSize)
 		go readSizes(ctx, ch[resizeChannel], resize)
 	}
-	body, err := json.Marshal(outcome(run(ctx, in, out, errOut, resize)))
+	body, err := json.Marshal(outcome(doing, run(ctx, in, out, errOut, resize)))
 	if err == nil {
 		_, err = ch[errorChannel].Write(body)
 	}
@@ -105,8 +105,9 @@ func readSizes(ctx context.Context, from io.Reader, to chan<- remotecommand.Term
 	}
 }
 
-// outcome is what clients read an exit code from.
-func outcome(err error) *metav1.Status {
+// outcome is what clients read an exit code from; doing is what failed, in
+// cri-streaming's words.
+func outcome(doing string, err error) *metav1.Status {
 	status := &metav1.Status{Status: metav1.StatusSuccess}
 	var exit utilexec.ExitError
 	switch {
@@ -122,7 +123,7 @@ func outcome(err error) *metav1.Status {
 	default:
 		status = &metav1.Status{
 			Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError,
-			Message: fmt.Sprintf("Internal error occurred: %v", err),
+			Message: fmt.Sprintf("Internal error occurred: error %s container: %v", doing, err),
 		}
 	}
 	return status
