@@ -282,6 +282,9 @@ func (d *device) admit(ctx context.Context, req join.Request) (join.Answer, erro
 	} else if sealing && len(req.PublicKey) == 0 {
 		return join.Answer{}, &join.RequestError{Reason: "this edged is too old for the cluster: it could not read its Secrets"}
 	}
+	if err := d.nameIsFree(ctx, req); err != nil {
+		return join.Answer{}, err
+	}
 	list, err := d.store.MemberList(ctx, &pb.MemberListRequest{Linearizable: true})
 	if err != nil {
 		return join.Answer{}, err
@@ -292,9 +295,10 @@ func (d *device) admit(ctx context.Context, req join.Request) (join.Answer, erro
 		if asked || m.Name != req.NodeName && (m.Name == "" || !slices.Equal(m.PeerURLs, req.PeerURLs)) {
 			continue
 		}
-		// A witness has no Node that would tell: one that is there answers.
-		witness := slices.Contains(d.witnesses(ctx), m.ID)
-		if m.ID == d.store.MemberID() || d.isReady(m.Name) || witness && d.askDevice(ctx, m).Reached {
+		// A witness has no Node that would tell, and that of a device which is there may
+		// not be ready: one that is there answers, unless it is the one that asks.
+		elsewhere := slices.Contains(d.witnesses(ctx), m.ID) || !slices.Equal(m.PeerURLs, req.PeerURLs)
+		if m.ID == d.store.MemberID() || d.isReady(m.Name) || elsewhere && d.askDevice(ctx, m).Reached {
 			return join.Answer{}, &join.RequestError{Reason: fmt.Sprintf("a device %q at %s is there already: give this one another --node-name or address", m.Name, strings.Join(m.PeerURLs, ","))}
 		}
 		d.log.Info("a device that joins takes the place of what it was", "device", m.Name, "member", fmt.Sprintf("%x", m.ID))
@@ -306,6 +310,9 @@ func (d *device) admit(ctx context.Context, req join.Request) (join.Answer, erro
 		}
 	}
 	if !asked {
+		if err := d.claimName(ctx, req); err != nil {
+			return join.Answer{}, err
+		}
 		if _, err := d.store.MemberAdd(ctx, &pb.MemberAddRequest{PeerURLs: req.PeerURLs, IsLearner: true}); err != nil {
 			return join.Answer{}, err
 		}
