@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -188,6 +189,11 @@ func describes(t *testing.T, client kubernetes.Interface) {
 	get(index.Paths["apis/metrics.example.com/v1"].ServerRelativeURL, &doc)
 	if doc.Info.Title != "theirs" || index.Paths["apis/apps/v1"].ServerRelativeURL == "" {
 		t.Errorf("the document is %v of %v", doc, index)
+	}
+	var root metav1.RootPaths
+	get("/", &root)
+	if !slices.Contains(root.Paths, "/apis/metrics.example.com/v1") || !slices.Contains(root.Paths, "/apis/metrics.example.com") {
+		t.Errorf("the paths are %v", root.Paths)
 	}
 	var legacy struct {
 		Definitions map[string]struct{ Description string }

@@ -145,8 +145,14 @@ func (s *Server) serveIndex(w http.ResponseWriter, req *http.Request) {
 			paths = append(paths, "/apis/"+g.name+"/"+v)
 		}
 	}
+	for name, services := range s.others.groups() {
+		paths = append(paths, "/apis/"+name)
+		for _, svc := range services {
+			paths = append(paths, "/apis/"+name+"/"+svc.Spec.Version)
+		}
+	}
 	slices.Sort(paths)
-	body, err := json.MarshalIndent(metav1.RootPaths{Paths: paths}, "", "  ")
+	body, err := json.MarshalIndent(metav1.RootPaths{Paths: slices.Compact(paths)}, "", "  ")
 	if err != nil {
 		s.respondError(w, req, err)
 		return
