@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"edged/net/bridge"
 	"edged/net/cni"
@@ -80,7 +81,7 @@ func reset(ctx context.Context, dataDir, runDir string, keepData bool) error {
 	errs := []error{
 		cni.Cleanup(ctx, p.cni()),
 		mesh.Cleanup(ctx), bridge.Cleanup(ctx, bridge.DefaultName, p.bridge()), table.Remove(), nft.Withdraw(), sandbox.Cleanup(p.sandboxes()),
-		volume.Cleanup(podDataOf(p, keepData), p.podRun()), removeLogs(uids), os.RemoveAll(runDir),
+		volume.Cleanup(podDataOf(p, keepData), p.podRun()), removeLogs(uids), removeDir(runDir),
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -88,14 +89,28 @@ func reset(ctx context.Context, dataDir, runDir string, keepData bool) error {
 	if keepData {
 		return nil
 	}
-	entries, err := os.ReadDir(dataDir)
+	return empty(dataDir)
+}
+
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, f := range entries {
-		errs = append(errs, os.RemoveAll(filepath.Join(dataDir, f.Name())))
+		errs = append(errs, os.RemoveAll(filepath.Join(dir, f.Name())))
 	}
 	return errors.Join(errs...)
+}
+
+// removeDir removes a folder, or empties one on which a file system is mounted.
+func removeDir(dir string) error {
+	err := os.RemoveAll(dir)
+	if errors.Is(err, unix.EBUSY) {
+		err = empty(dir)
+	}
+	return err
 }
 
 // podDataOf is the folder of Pods' data to remove; with the data kept, one that
