@@ -163,7 +163,7 @@ func TestMissing(t *testing.T) {
 	}
 	s := service("web")
 	s.Spec.Ports = []corev1.ServicePort{{Port: 80}}
-	s, err := services.Create(t.Context(), s)
+	_, err := services.Create(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
