@@ -20,9 +20,9 @@ const (
 )
 
 // cluster starts n devices that form a cluster, with a vote each if n is odd.
-func (b *bench) cluster(n int) ([]*harness.Device, error) {
+func (b *bench) cluster(n int, flags ...string) ([]*harness.Device, error) {
 	sw := harness.NewSwitch(b.tb)
-	first := harness.New(b.tb, sw, 1)
+	first := harness.New(b.tb, sw, 1, flags...)
 	first.Start()
 	first.WaitReady()
 	token, err := first.Edged("token", "create", "--run-dir", first.RunDir())
@@ -31,7 +31,7 @@ func (b *bench) cluster(n int) ([]*harness.Device, error) {
 	}
 	devices := []*harness.Device{first}
 	for i := 2; i <= n; i++ {
-		d := harness.New(b.tb, sw, i, "--join", first.Addr.String()+":6443", "--token", strings.TrimSpace(token))
+		d := harness.New(b.tb, sw, i, append([]string{"--join", first.Addr.String() + ":6443", "--token", strings.TrimSpace(token)}, flags...)...)
 		d.Start()
 		devices = append(devices, d)
 	}

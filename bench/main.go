@@ -63,14 +63,14 @@ func main() {
 	b := &bench{tb: &tb{}}
 	flag.DurationVar(&b.idle, "idle", 10*time.Minute, "how long the idle device is watched")
 	flag.IntVar(&b.pods, "pods", 10, "Pods on the device while memory and idling are measured")
-	only := flag.String("only", "", "measure only those of binary, start, idle, pod, many, reboot, net, failover, metered, separated by commas")
+	only := flag.String("only", "", "measure only those of binary, start, idle, pod, many, reboot, net, failover, addresses, metered, separated by commas")
 	flag.Parse()
 	defer b.tb.end()
 	for _, m := range []struct {
 		name string
 		run  func() error
 	}{
-		{"binary", b.binary}, {"start", b.starting}, {"idle", b.memoryAndIdling}, {"pod", b.podLatency}, {"many", b.manyPods}, {"reboot", b.reboot}, {"net", b.network}, {"failover", b.failover}, {"metered", b.metered},
+		{"binary", b.binary}, {"start", b.starting}, {"idle", b.memoryAndIdling}, {"pod", b.podLatency}, {"many", b.manyPods}, {"reboot", b.reboot}, {"net", b.network}, {"failover", b.failover}, {"addresses", b.addresses}, {"metered", b.metered},
 	} {
 		if *only != "" && !slices.Contains(strings.Split(*only, ","), m.name) {
 			continue

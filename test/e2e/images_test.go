@@ -2,9 +2,13 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"edged/test/harness"
 )
 
 // TestImageOfAnotherDevice: an image is imported on one device; a Pod on another
@@ -28,4 +32,36 @@ func TestImageOfAnotherDevice(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// TestImageDir: a device has the images whose archives lie in --image-dir, also one
+// that was put there while it was off; one that is damaged holds up none.
+func TestImageDir(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d := harness.New(t, harness.NewSwitch(t), 1, "--image-dir", dir)
+	if err := os.WriteFile(filepath.Join(dir, "a-damaged.tar"), []byte("no archive"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.Start()
+	d.WaitReady()
+	d.Eventually(30*time.Second, "told of the damaged archive", func() error {
+		if log := d.LogTail(); !strings.Contains(log, "a-damaged.tar") {
+			return fmt.Errorf("its log does not name it")
+		}
+		return nil
+	})
+	d.PowerOff()
+	archive, err := d.BusyboxArchive()
+	if err == nil {
+		err = os.Rename(archive, filepath.Join(dir, "busybox.tar"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Reboot()
+	d.WaitReady()
+	p := placeOn(t, d)
+	p.kubectl("run", "offline", "--image="+harness.Busybox, "--image-pull-policy=Never", "--", "sleep", "3600")
+	p.waitReady("offline")
 }

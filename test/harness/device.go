@@ -401,6 +401,15 @@ func (d *Device) Listen(network, addr string) (l net.Listener, err error) {
 	return l, err
 }
 
+// ListenPacket is Listen for packets.
+func (d *Device) ListenPacket(network, addr string) (c net.PacketConn, err error) {
+	err = d.m.inNetNS(func() error {
+		c, err = net.ListenPacket(network, addr)
+		return err
+	})
+	return c, err
+}
+
 // RESTConfig is the administrator's access to this device's API.
 func (d *Device) RESTConfig() (*rest.Config, error) {
 	cfg, err := clientcmd.BuildConfigFromFlags("", d.Kubeconfig())

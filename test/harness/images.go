@@ -28,6 +28,10 @@ func (d *Device) ImportBusybox() {
 	}
 }
 
+// BusyboxArchive makes the busybox image in the device's folder, for the caller to
+// import.
+func (d *Device) BusyboxArchive() (string, error) { return busyboxArchive(d.Dir) }
+
 func busyboxArchive(dir string) (string, error) {
 	root := filepath.Join(dir, "busybox-root")
 	for _, sub := range []string{"bin", "sbin", "usr/bin", "usr/sbin", "etc", "tmp", "proc", "sys", "dev", "var/www"} {

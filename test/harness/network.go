@@ -53,7 +53,7 @@ func (s *Switch) plug(m *machine, addr netip.Addr, mac net.HardwareAddr) error {
 		if err := netlink.LinkAdd(veth); err != nil {
 			return fmt.Errorf("add link %s: %w", port, err)
 		}
-		br, err := netlink.LinkByName("br0")
+		br, err := netlink.LinkByName(linkOf(addr))
 		if err != nil {
 			return err
 		}
