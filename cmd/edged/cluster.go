@@ -298,7 +298,7 @@ func (d *device) admit(ctx context.Context, req join.Request) (join.Answer, erro
 		// A witness has no Node that would tell, and that of a device which is there may
 		// not be ready: one that is there answers, unless it is the one that asks.
 		elsewhere := slices.Contains(d.witnesses(ctx), m.ID) || !slices.Equal(m.PeerURLs, req.PeerURLs)
-		if m.ID == d.store.MemberID() || d.isReady(m.Name) || elsewhere && d.askDevice(ctx, m).Reached {
+		if m.ID == d.store.MemberID() || d.isReady(m.Name) || elsewhere && d.isThere(ctx, m) {
 			return join.Answer{}, &join.RequestError{Reason: fmt.Sprintf("a device %q at %s is there already: give this one another --node-name or address", m.Name, strings.Join(m.PeerURLs, ","))}
 		}
 		d.log.Info("a device that joins takes the place of what it was", "device", m.Name, "member", fmt.Sprintf("%x", m.ID))

@@ -83,7 +83,7 @@ func (d *device) serveDeviceStatus(w http.ResponseWriter, _ *http.Request) {
 func (d *device) deviceStatus() deviceStatus {
 	st, own := d.store.Status(), d.status()
 	s := deviceStatus{
-		Reached: true, Version: version, AppliedIndex: st.AppliedIndex, CommitIndex: st.CommitIndex, NoSpace: st.NoSpace,
+		Node: d.cfg.nodeName, Reached: true, Version: version, AppliedIndex: st.AppliedIndex, CommitIndex: st.CommitIndex, NoSpace: st.NoSpace,
 		Containers: own.Containers, RunsPods: own.RunsPods, MemoryBytes: own.MemoryBytes, Time: d.clock.Now(), ReadsSealed: true,
 	}
 	s.Metered = d.quiet.Load()

@@ -59,3 +59,9 @@ func (d *device) claimName(ctx context.Context, req join.Request) error {
 	}
 	return refuseName(req, resp.Responses[0].GetResponseRange())
 }
+
+// isThere says whether a member answers where it was last. Another may have its address.
+func (d *device) isThere(ctx context.Context, m *pb.Member) bool {
+	s := d.askDevice(ctx, m)
+	return s.Reached && (s.Node == m.Name || s.Node == "") // an older one does not tell
+}
