@@ -119,8 +119,8 @@ test-ten: build kubectl ## ten devices, one cluster: 90 s, 1 GB of memory
 	EDGED_TEN=1 go test -count=1 -v -run 'TestTenDevices$$' ./test/e2e
 
 .PHONY: test-cluster
-test-cluster: build kubectl ## devices on subnets of their own, beside firewalls: 2 minutes
-	EDGED_CLUSTER=1 go test -count=1 -v -run 'TestSubnets$$|TestBesideOthers$$' ./test/e2e
+test-cluster: build kubectl ## devices on subnets of their own, beside firewalls, removed and back: 5 minutes
+	EDGED_CLUSTER=1 go test -count=1 -v -run 'TestSubnets$$|TestBesideOthers$$|TestComeBack$$' ./test/e2e
 
 .PHONY: test-fleet
 test-fleet: kubectl ## three emulated machines with the same card become a cluster: make test-fleet [FLEET=lose|upgrade]
