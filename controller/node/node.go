@@ -134,6 +134,15 @@ func (c *controller) silent(node string) bool {
 	return is
 }
 
+// heard says whether a device is known to be there.
+func (c *controller) heard(node string) bool {
+	if c.liveness == nil {
+		return false
+	}
+	_, ok := c.liveness(node)
+	return ok && !c.silent(node)
+}
+
 // lost tells since when a device is to be taken for gone, if it is, by the
 // monotonic clock.
 func (c *controller) lost(node string) (since time.Time, is bool) {
@@ -293,7 +302,8 @@ func (c *controller) evict(ctx context.Context, name string) (again time.Duratio
 	if !ok {
 		return 0, nil
 	}
-	held := !isKnown(n) && c.majoritySilent()
+	// A device that is heard again is about to say how it is.
+	held := !isKnown(n) && (c.majoritySilent() || c.heard(name))
 	now := c.env.Now()
 	restarts := backBy(n).Sub(now)
 	var gone []*corev1.Pod

@@ -286,4 +286,12 @@ func TestNothingIsEvictedWhenHalfAreSilent(t *testing.T) {
 			t.Fatal("a Pod was evicted")
 		}
 	}
+	// One comes back and did not yet say how it is: its taint is there, its loss is not.
+	f.hear("d1")
+	f.await("the Pod of the one that is away is taken off", func() bool { return f.podGone("p2") })
+	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if f.podGone("p1") {
+			t.Fatal("a Pod of the one that is back was evicted")
+		}
+	}
 }
