@@ -294,6 +294,9 @@ func (d *Device) Reboot(extra ...string) {
 func (d *Device) PowerOff() {
 	d.tb.Helper()
 	d.m.halt()
+	if d.sw != nil {
+		d.sw.unplugGone(d.m.port)
+	}
 	if err := d.m.removeCgroups(); err != nil {
 		d.tb.Errorf("%s: cgroups after power-off: %v", d.Name, err)
 	}

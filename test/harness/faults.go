@@ -50,6 +50,19 @@ func (d *Device) onPort(what string, f func(port netlink.Link) error) {
 	}
 }
 
+// unplugGone removes the port of a machine that has no power. Its end of the cable would
+// stay for as long as the test holds a connection that it made from there, and the
+// kernel there answer in the name of the machine that is started next.
+func (s *Switch) unplugGone(port string) {
+	_ = s.m.inNetNS(func() error { // there is none any more if there is no such namespace
+		link, err := netlink.LinkByName(port)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	})
+}
+
 // Unplug pulls the device's cable; Plug puts it in again.
 func (d *Device) Unplug() {
 	d.tb.Helper()
