@@ -14,7 +14,8 @@
 // its Pods are not ready; Pods go when the time that they tolerate is over,
 // counted from the taint, so that a new leader does not begin anew. When half of
 // the devices or more are silent nothing is evicted: then it is rather the
-// network. Pods without a controller wait for a device that restarts on an order
+// network. A device that is heard again loses nothing before it has said how it is.
+// Pods without a controller wait for a device that restarts on an order
 // (AnnotationBackBy). At rest nothing is written.
 //
 // Goroutines: those of the loop.Queue, one that asks Liveness, and up to 8 that write
