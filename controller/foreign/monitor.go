@@ -2,7 +2,9 @@ package foreign
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -78,16 +80,8 @@ func (c *Client) Monitor(ctx context.Context, bell <-chan struct{}, f Follower, 
 }
 
 func hasFailed(err error, gv schema.GroupVersion) bool {
-	failed, ok := err.(*DiscoveryError)
-	if !ok {
-		return false
-	}
-	for _, f := range failed.Failed {
-		if f == gv {
-			return true
-		}
-	}
-	return false
+	var failed *DiscoveryError
+	return errors.As(err, &failed) && slices.Contains(failed.Failed, gv)
 }
 
 // follow lists and watches until ctx ends.

@@ -17,7 +17,6 @@ import (
 	"context"
 	"net/netip"
 	"slices"
-
 	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
