@@ -112,7 +112,7 @@ func TestPodsReachEachOther(t *testing.T) {
 // TestPodsCannotPassTheHost: an isolated port keeps a Pod that adds its own
 // route from reaching its neighbor below IP, where policy does not look.
 func TestPodsCannotPassTheHost(t *testing.T) {
-	bridgeNF(t, "0")
+	netnstest.BridgeNF(t, "0")
 	b := open(t, config(t, v4))
 	one, two := netnstest.New(t), netnstest.New(t)
 	a1, a2 := attach(t, b, "pod-1", one), attach(t, b, "pod-2", two)
@@ -123,30 +123,15 @@ func TestPodsCannotPassTheHost(t *testing.T) {
 	}
 }
 
-// bridgeNF sets what docker sets, where the kernel has it.
-func bridgeNF(t *testing.T, value string) {
-	for _, name := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
-		file := "/proc/sys/net/bridge/" + name
-		old, err := os.ReadFile(file)
-		if errors.Is(err, os.ErrNotExist) {
-			return
-		}
-		if err := os.WriteFile(file, []byte(value), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { os.WriteFile(file, old, 0o644) })
-	}
-}
-
 func TestRefreshFollowsBridgeNF(t *testing.T) {
 	if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
 		t.Skip("this kernel has no br_netfilter")
 	}
-	bridgeNF(t, "0")
+	netnstest.BridgeNF(t, "0")
 	b := open(t, config(t, v4))
 	att := attach(t, b, "pod", netnstest.New(t))
 	for _, tt := range []struct{ value, isolated, hairpin string }{{"0", "1", "0"}, {"1", "0", "1"}, {"0", "1", "0"}} {
-		bridgeNF(t, tt.value)
+		netnstest.BridgeNF(t, tt.value)
 		if err := b.Refresh(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -157,6 +142,35 @@ func TestRefreshFollowsBridgeNF(t *testing.T) {
 				t.Errorf("bridge-nf %s: want %s %s: %s", tt.value, word, want, got)
 			}
 		}
+	}
+}
+
+// TestBridgeNFWithoutNeed: the kernel's default is turned off for a device's only
+// bridge, and left alone where there are others.
+func TestBridgeNFWithoutNeed(t *testing.T) {
+	if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
+		t.Skip("this kernel has no br_netfilter")
+	}
+	for _, tt := range []struct {
+		name   string
+		others bool
+		want   string
+	}{{"alone", false, "0"}, {"beside another", true, "1"}} {
+		t.Run(tt.name, func(t *testing.T) {
+			netnstest.BridgeNF(t, "1")
+			if tt.others {
+				host := netnstest.Host()
+				host.Run(t, "ip", "link", "add", "docker0", "type", "bridge")
+				defer host.Run(t, "ip", "link", "del", "docker0") // before open looks for what is left
+			}
+			open(t, config(t, v4))
+			for _, name := range []string{"iptables", "ip6tables"} {
+				got, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-" + name)
+				if err != nil || strings.TrimSpace(string(got)) != tt.want {
+					t.Errorf("bridge-nf-call-%s is %q (%v), want %s", name, got, err, tt.want)
+				}
+			}
+		})
 	}
 }
 

@@ -17,7 +17,8 @@
 //
 // What a port may do below IP depends on whether the kernel shows bridged frames
 // to the packet filter (br_netfilter with bridge-nf-call-iptables, which docker
-// turns on). If not, ports are isolated from each other, so that no Pod passes
+// turns on, and which [New] turns off if no other bridge is there when it makes
+// its own). If not, ports are isolated from each other, so that no Pod passes
 // by the packet filter. If so, the kernel itself takes a short cut: a frame to
 // a Service address that is translated to a Pod of the same bridge is forwarded
 // there without being routed, so that ports must not be isolated, and a Pod that

@@ -36,10 +36,13 @@ func setSysctlIfPresent(path, value string) error {
 	return err
 }
 
+// bridgeNF are the settings of br_netfilter that matter here.
+var bridgeNF = [...]string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"}
+
 // bridgedNAT says whether the kernel runs the packet filter on frames that a
 // bridge forwards (br_netfilter is there and on, as docker leaves it).
 func bridgedNAT() bool {
-	for _, name := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
+	for _, name := range bridgeNF {
 		if v, err := os.ReadFile(filepath.Join(sysctlRoot, "bridge", name)); err == nil && strings.TrimSpace(string(v)) == "1" {
 			return true
 		}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -324,34 +323,17 @@ ingress:
 func TestServices(t *testing.T) {
 	for _, bridged := range []string{"0", "1"} {
 		t.Run("bridge-nf-call "+bridged, func(t *testing.T) {
-			bridgeNF(t, bridged)
-			services(t)
-		})
-	}
-}
-
-// bridgeNF sets what docker sets, where the kernel has it: bridged frames pass
-// the packet filter, and those to Services take a short cut.
-func bridgeNF(t *testing.T, value string) {
-	for _, name := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
-		file := "/proc/sys/net/bridge/" + name
-		old, err := os.ReadFile(file)
-		if errors.Is(err, os.ErrNotExist) {
-			return
-		}
-		if err := os.WriteFile(file, []byte(value), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := os.WriteFile(file, old, 0o644); err != nil {
-				t.Error(err)
+			d := newDevice(t)
+			netnstest.BridgeNF(t, bridged)
+			if err := d.bridge.Refresh(t.Context()); err != nil {
+				t.Fatal(err)
 			}
+			services(t, d)
 		})
 	}
 }
 
-func services(t *testing.T) {
-	d := newDevice(t)
+func services(t *testing.T, d *device) {
 	a, b := d.pod("red", "a", 8080), d.pod("red", "b", 8080)
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "red", Name: "svc"}, Spec: corev1.ServiceSpec{
 		Type: corev1.ServiceTypeNodePort, ClusterIP: "10.43.0.5", ClusterIPs: []string{"10.43.0.5"},

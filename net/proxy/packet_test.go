@@ -215,14 +215,20 @@ func wantEven(t testing.TB, what string, got map[string]int, names ...string) {
 
 func TestBalancing(t *testing.T) {
 	for _, tt := range []struct {
-		name   string
-		change func(*proxy.Network)
+		name    string
+		change  func(*proxy.Network)
+		bridged string
 	}{
-		{"numgen", nil},
-		{"hash", func(n *proxy.Network) { n.Balance = nft.FlowHash }},
+		{"numgen", nil, "0"},
+		{"numgen, bridge-nf-call", nil, "1"},
+		{"hash", func(n *proxy.Network) { n.Balance = nft.FlowHash }, "0"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := newDevice(t, tt.change)
+			netnstest.BridgeNF(t, tt.bridged)
+			if err := d.bridge.Refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 			a, b, c, client := d.pod("a"), d.pod("b"), d.pod("c"), d.pod("client")
 			svc := service("web", "10.43.0.1", "fd43::1")
 			d.apply(state(svc, slice(svc, false, a, b, c), slice(svc, true, a, b, c)))
@@ -241,17 +247,27 @@ func TestBalancing(t *testing.T) {
 	}
 }
 
+// TestHairpin: a Pod reaches itself through its Service, whether or not the
+// kernel shows bridged frames to the packet filter.
 func TestHairpin(t *testing.T) {
-	d := newDevice(t, nil)
-	a := d.pod("a")
-	svc := service("web", "10.43.0.1", "fd43::1")
-	d.apply(state(svc, slice(svc, false, a), slice(svc, true, a)))
-	for _, network := range []string{"tcp", "udp"} {
-		for _, to := range []string{"10.43.0.1:80", "[fd43::1]:80"} {
-			if name, _, err := a.Ask(network, to); err != nil || name != "a" {
-				t.Errorf("%s %s from itself: %q, %v", network, to, name, err)
+	for _, bridged := range []string{"0", "1"} {
+		t.Run("bridge-nf-call "+bridged, func(t *testing.T) {
+			d := newDevice(t, nil)
+			netnstest.BridgeNF(t, bridged)
+			if err := d.bridge.Refresh(t.Context()); err != nil {
+				t.Fatal(err)
 			}
-		}
+			a := d.pod("a")
+			svc := service("web", "10.43.0.1", "fd43::1")
+			d.apply(state(svc, slice(svc, false, a), slice(svc, true, a)))
+			for _, network := range []string{"tcp", "udp"} {
+				for _, to := range []string{"10.43.0.1:80", "[fd43::1]:80"} {
+					if name, _, err := a.Ask(network, to); err != nil || name != "a" {
+						t.Errorf("%s %s from itself: %q, %v", network, to, name, err)
+					}
+				}
+			}
+		})
 	}
 }
 

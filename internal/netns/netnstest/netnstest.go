@@ -299,3 +299,25 @@ var host *os.File
 
 // Host is the namespace of the test binary itself: the device.
 func Host() NS { return NS{fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), host.Fd())} }
+
+// BridgeNF sets, until the test ends, whether the device's kernel shows bridged
+// frames to the packet filter ("1", as docker has it) or not ("0"). A kernel
+// without br_netfilter never does.
+func BridgeNF(t testing.TB, value string) {
+	t.Helper()
+	for _, name := range []string{"iptables", "ip6tables"} {
+		file := "/proc/sys/net/bridge/bridge-nf-call-" + name
+		old, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		if err := os.WriteFile(file, []byte(value), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.WriteFile(file, old, 0o644); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
