@@ -384,6 +384,7 @@ func kubeletVerb(r *http.Request) string {
 func kubeletSubresources(r *http.Request) []string {
 	for path, s := range map[string][]string{
 		"/stats": {"stats"}, "/metrics": {"metrics"}, "/logs": {"log"}, "/healthz": {"healthz", "proxy"}, "/pods": {"pods", "proxy"},
+		"/runningpods": {"pods", "proxy"}, "/configz": {"configz", "proxy"},
 	} {
 		if r.URL.Path == path || strings.HasPrefix(r.URL.Path, path+"/") {
 			return s

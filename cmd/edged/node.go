@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	goruntime "runtime"
 	"slices"
@@ -32,6 +33,7 @@ import (
 	"edged/runtime/image"
 	"edged/runtime/localpath"
 	"edged/runtime/nodeapi"
+	"edged/runtime/nodestats"
 	"edged/runtime/nodestatus"
 	"edged/runtime/pod"
 	"edged/runtime/podlog"
@@ -290,9 +292,18 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw po
 			MemoryBytes: memoryBytes(), Now: d.clock.Now, Logger: d.log,
 		},
 	})
+	room, err := nodestatus.RoomOf(c.dataDir)
+	if err != nil {
+		return err
+	}
+	configuration, err := d.kubeletConfig(int32(c.parsed.kubelet.Port()), room.MemoryThreshold)
+	if err != nil {
+		return err
+	}
+	stats := d.statsSource(ag, volumes, boxes)
 	d.node.set(nodeapi.New(nodeapi.Config{
 		Pods: ag, Engine: d.engine, LogRoot: logRoot, NodeLogs: "/var/log", Logger: d.log, Dial: dialPod(boxes),
-		Metrics: metricsHandler(nodeMetrics{c.nodeName, ag, d.engine}), Resources: resourceMetricsHandler(d.engine),
+		Metrics: metricsHandler(nodeMetrics{c.nodeName, ag, d.engine}), Resources: resourceMetricsHandler(stats), Stats: stats, Configuration: configuration,
 	}))
 	g.Go(func() error { return ag.Run(ctx) })
 	local := localpath.New(localpath.Config{
@@ -300,24 +311,48 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw po
 	})
 	g.Go(func() error { return local.Run(ctx) })
 	d.onMoved(func() { status.Changed(); ag.Refresh() })
-	room := evict.New(evict.Config{
+	manager := evict.New(evict.Config{
 		Engine: d.engine, Pods: ag, Now: time.Now, Logger: d.log,
 		NodeName: c.nodeName, Copies: copies(share), Named: d.namedImages,
 		Look: func() (evict.Resources, error) {
 			r, err := nodestatus.RoomOf(c.dataDir)
 			return evict.Resources(r), err
 		},
-		Owner:  func(c engine.Container) (string, string) { uid, _, _ := pod.Owner(c); return uid, pod.ContainerOf(c) },
+		Owner:  ownerOf,
 		Volume: volumes.EmptyDir,
-		Log: func(of *corev1.Pod, container string) string {
-			return filepath.Join(podlog.Dir(logRoot, of.Namespace, of.Name, string(of.UID)), container)
-		},
+		Log:    containerLog,
 		Dirs: func(of *corev1.Pod) []string {
 			return []string{filepath.Join(p.podData(), string(of.UID)), podlog.Dir(logRoot, of.Namespace, of.Name, string(of.UID))}
 		},
 	})
-	g.Go(func() error { return room.Run(ctx) })
+	g.Go(func() error { return manager.Run(ctx) })
 	return nil
+}
+
+// ownerOf tells the UID of the Pod whose a container is, and which one of it.
+func ownerOf(c engine.Container) (uid, container string) {
+	uid, _, _ = pod.Owner(c)
+	return uid, pod.ContainerOf(c)
+}
+
+// containerLog is the folder of a container's log.
+func containerLog(p *corev1.Pod, container string) string {
+	return filepath.Join(podlog.Dir(logRoot, p.Namespace, p.Name, string(p.UID)), container)
+}
+
+// statsSource measures the device and its Pods for who asks.
+func (d *device) statsSource(ag *agent.Agent, volumes *volume.Manager, boxes *sandbox.Sandboxes) *nodestats.Source {
+	return nodestats.New(nodestats.Config{
+		NodeName: d.cfg.nodeName, Engine: d.engine, Pods: ag, Owner: ownerOf, Group: pod.Group, Log: containerLog, Volume: volumes.Use,
+		NetDev: func(p *corev1.Pod) (data []byte, err error) {
+			err = netns.Do(boxes.Path(string(p.UID)).Net, func() (err error) {
+				data, err = os.ReadFile("/proc/thread-self/net/dev")
+				return err
+			})
+			return data, err
+		},
+		DataDir: d.cfg.dataDir, Proc: "/proc", Now: time.Now,
+	})
 }
 
 // memoryBytes is the machine's memory.

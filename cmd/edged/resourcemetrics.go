@@ -1,24 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"net/http"
-	"os"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
-	"edged/runtime/engine"
-	"edged/runtime/pod"
+	"edged/runtime/nodestats"
 )
 
 // resourceMetrics is what the kubelet's /metrics/resource tells metrics-server:
 // processor time and memory of the device, its Pods and their containers, under the
 // kubelet's names. Nothing is measured until somebody asks.
-type resourceMetrics struct{ engine *engine.Engine }
+type resourceMetrics struct{ stats *nodestats.Source }
 
 var (
 	containerLabels = []string{"container", "pod", "namespace"}
@@ -34,84 +30,36 @@ var (
 	resourceError   = prometheus.NewDesc("resource_scrape_error", "1 if there was an error while getting container metrics, 0 otherwise", nil, nil)
 )
 
-func resourceMetricsHandler(e *engine.Engine) http.Handler {
+func resourceMetricsHandler(s *nodestats.Source) http.Handler {
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(resourceMetrics{e})
+	reg.MustRegister(resourceMetrics{s})
 	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 2})
 }
 
 // Describe is empty: the collector is not checked.
 func (resourceMetrics) Describe(chan<- *prometheus.Desc) {}
 
-// used is what was consumed until a time.
-type used struct {
-	at     time.Time
-	cpu    time.Duration
-	memory uint64
-}
-
 // Collect measures now.
 func (m resourceMetrics) Collect(ch chan<- prometheus.Metric) {
-	tell := func(u used, cpu, memory *prometheus.Desc, labels ...string) {
-		ch <- prometheus.NewMetricWithTimestamp(u.at, prometheus.MustNewConstMetric(cpu, prometheus.CounterValue, u.cpu.Seconds(), labels...))
-		ch <- prometheus.NewMetricWithTimestamp(u.at, prometheus.MustNewConstMetric(memory, prometheus.GaugeValue, float64(u.memory), labels...))
+	tell := func(cpu *statsapi.CPUStats, memory *statsapi.MemoryStats, cpuDesc, memoryDesc *prometheus.Desc, labels ...string) {
+		seconds := float64(*cpu.UsageCoreNanoSeconds) / 1e9
+		ch <- prometheus.NewMetricWithTimestamp(cpu.Time.Time, prometheus.MustNewConstMetric(cpuDesc, prometheus.CounterValue, seconds, labels...))
+		ch <- prometheus.NewMetricWithTimestamp(memory.Time.Time, prometheus.MustNewConstMetric(memoryDesc, prometheus.GaugeValue, float64(*memory.WorkingSetBytes), labels...))
 	}
 	failed := 0.0
-	if u, err := nodeUsed("/proc", time.Now()); err == nil {
-		tell(u, nodeCPU, nodeMemory)
-	} else {
-		failed = 1
-	}
-	stats, err := m.engine.Stats(context.Background())
+	sum, err := m.stats.Usage(context.Background())
 	if err != nil {
 		failed = 1
-	}
-	pods := map[[2]string]used{}
-	for _, s := range stats {
-		c, ok := m.engine.Get(s.ID)
-		if !ok || pod.ContainerOf(c) == "" {
-			continue
+	} else {
+		tell(sum.Node.CPU, sum.Node.Memory, nodeCPU, nodeMemory)
+		for _, p := range sum.Pods {
+			for _, c := range p.Containers {
+				labels := []string{c.Name, p.PodRef.Name, p.PodRef.Namespace}
+				ch <- prometheus.MustNewConstMetric(containerStart, prometheus.GaugeValue, float64(c.StartTime.UnixNano())/1e9, labels...)
+				tell(c.CPU, c.Memory, containerCPU, containerMemory, labels...)
+			}
+			tell(p.CPU, p.Memory, podCPU, podMemory, p.PodRef.Name, p.PodRef.Namespace)
 		}
-		_, ns, name := pod.Owner(c)
-		labels := []string{pod.ContainerOf(c), name, ns}
-		ch <- prometheus.MustNewConstMetric(containerStart, prometheus.GaugeValue, float64(c.StartedAt.UnixNano())/1e9, labels...)
-		tell(used{s.Time, s.CPUUsage, s.MemoryWorkingSetBytes}, containerCPU, containerMemory, labels...)
-		sum := pods[[2]string{name, ns}]
-		pods[[2]string{name, ns}] = used{s.Time, sum.cpu + s.CPUUsage, sum.memory + s.MemoryWorkingSetBytes}
-	}
-	for p, u := range pods {
-		tell(u, podCPU, podMemory, p[0], p[1])
 	}
 	ch <- prometheus.MustNewConstMetric(resourceError, prometheus.GaugeValue, failed)
-}
-
-// nodeUsed reads what the whole device uses: its working set is what is neither
-// free nor the page cache that goes first, as cAdvisor has it of the root.
-func nodeUsed(proc string, now time.Time) (used, error) {
-	u := used{at: now}
-	stat, err := os.ReadFile(proc + "/stat")
-	if err != nil {
-		return u, err
-	}
-	line, _, _ := bytes.Cut(stat, []byte("\n"))
-	var user, nice, system, idle, iowait, irq, softirq, steal int64
-	if _, err := fmt.Sscanf(string(line), "cpu %d %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &iowait, &irq, &softirq, &steal); err != nil {
-		return u, fmt.Errorf("reading %s/stat: %w", proc, err)
-	}
-	const tick = time.Second / 100 // the kernel's unit towards programs, on every architecture
-	u.cpu = time.Duration(user+nice+system+irq+softirq+steal) * tick
-	info, err := os.ReadFile(proc + "/meminfo")
-	if err != nil {
-		return u, err
-	}
-	kib := map[string]int64{}
-	for line := range bytes.Lines(info) {
-		var name string
-		var n int64
-		if _, err := fmt.Sscanf(string(line), "%s %d", &name, &n); err == nil {
-			kib[name] = n
-		}
-	}
-	u.memory = uint64(max(0, kib["MemTotal:"]-kib["MemFree:"]-kib["Inactive(file):"])) << 10
-	return u, nil
 }

@@ -238,11 +238,15 @@ func (c cgroups) stats(group string, s *Stats) {
 		usec, _ := readKey(c.file(group, "", "cpu.stat"), "usage_usec")
 		s.CPUUsage = time.Duration(usec) * time.Microsecond
 		s.MemoryUsageBytes, _ = readNumber(c.file(group, "", "memory.current"))
+		s.MemoryLimitBytes, _ = readNumber(c.file(group, "", "memory.max")) // "max" is no number, and no limit
 		s.MemoryRSSBytes, _ = readKey(stat, "anon")
 	} else {
 		nsec, _ := readNumber(c.file(group, "cpuacct", "cpuacct.usage"))
 		s.CPUUsage = time.Duration(nsec)
 		s.MemoryUsageBytes, _ = readNumber(c.file(group, "memory", "memory.usage_in_bytes"))
+		if limit, _ := readNumber(c.file(group, "memory", "memory.limit_in_bytes")); limit < unlimited {
+			s.MemoryLimitBytes = limit
+		}
 		s.MemoryRSSBytes, _ = readKey(stat, "total_rss")
 	}
 	inactive := "inactive_file"
@@ -254,6 +258,9 @@ func (c cgroups) stats(group string, s *Stats) {
 	s.PageFaults, _ = readKey(stat, "pgfault")
 	s.MajorPageFaults, _ = readKey(stat, "pgmajfault")
 }
+
+// unlimited and more is how v1 writes that there is no limit.
+const unlimited = 1 << 62
 
 func readNumber(path string) (uint64, error) {
 	data, err := os.ReadFile(path)

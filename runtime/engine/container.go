@@ -119,16 +119,16 @@ func (s Stdio) Close() error {
 	return errors.Join(errs...)
 }
 
-// Stats of one container, from its cgroup.
+// Stats of one container or of a group of them, from its cgroup.
 type Stats struct {
 	ID                    string
 	Time                  time.Time
 	CPUUsage              time.Duration // since the container began
 	MemoryUsageBytes      uint64
+	MemoryLimitBytes      uint64 // 0 is no limit
 	MemoryWorkingSetBytes uint64 // usage less inactive file pages
 	MemoryRSSBytes        uint64
 	PageFaults            uint64
 	MajorPageFaults       uint64
 	PIDs                  uint64
-	// WritableLayerBytes is filled by [Engine.WritableLayer] only: it walks a tree.
 }

@@ -74,6 +74,14 @@ func (e *Engine) Stats(_ context.Context, ids ...string) ([]Stats, error) {
 	return out, nil
 }
 
+// GroupStats is what the containers of a group use together, a Pod's, those that
+// ended included; all is zero if there is no such group.
+func (e *Engine) GroupStats(group string) Stats {
+	s := Stats{ID: group, Time: time.Now()}
+	e.host.cgroups.stats(group, &s)
+	return s
+}
+
 // WritableLayer is the size on disk of what a container wrote to its root file
 // system. It walks the layer.
 func (e *Engine) WritableLayer(ctx context.Context, id string) (int64, error) {

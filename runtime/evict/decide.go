@@ -12,13 +12,13 @@ import (
 )
 
 const (
-	// highUsed and lowUsed are shares of the disk: above the first images go until
+	// HighUsed and LowUsed are shares of the disk: above the first images go until
 	// the second is reached.
-	highUsed, lowUsed = 0.85, 0.80
-	// leastFree and leastInodes are shares below which Pods go.
-	leastFree, leastInodes = 0.10, 0.05
-	// minAge is how long an image must have been out of use.
-	minAge = 2 * time.Minute
+	HighUsed, LowUsed = 0.85, 0.80
+	// LeastFree and LeastInodes are shares below which Pods go.
+	LeastFree, LeastInodes = 0.10, 0.05
+	// MinAge is how long an image must have been out of use.
+	MinAge = 2 * time.Minute
 )
 
 // Resources of the device. Below MemoryThreshold it is under memory pressure.
@@ -34,14 +34,14 @@ func (r Resources) toFree() int64 {
 		return 0
 	}
 	used := r.Disk - r.DiskFree
-	if float64(used) < highUsed*float64(r.Disk) && !r.lowInodes() {
+	if float64(used) < HighUsed*float64(r.Disk) && !r.lowInodes() {
 		return 0
 	}
-	return max(used-int64(lowUsed*float64(r.Disk)), 1)
+	return max(used-int64(LowUsed*float64(r.Disk)), 1)
 }
 
 func (r Resources) lowInodes() bool {
-	return r.Inodes > 0 && float64(r.InodesFree) < leastInodes*float64(r.Inodes)
+	return r.Inodes > 0 && float64(r.InodesFree) < LeastInodes*float64(r.Inodes)
 }
 
 // shortage is what is so short that a Pod has to go, "" for nothing.
@@ -50,10 +50,10 @@ func (r Resources) shortage() (name corev1.ResourceName, threshold, available st
 	switch {
 	case r.MemoryThreshold > 0 && r.MemoryAvailable < r.MemoryThreshold:
 		return corev1.ResourceMemory, bytes(r.MemoryThreshold), bytes(r.MemoryAvailable)
-	case r.Disk > 0 && float64(r.DiskFree) < leastFree*float64(r.Disk):
-		return corev1.ResourceEphemeralStorage, bytes(int64(leastFree * float64(r.Disk))), bytes(r.DiskFree)
+	case r.Disk > 0 && float64(r.DiskFree) < LeastFree*float64(r.Disk):
+		return corev1.ResourceEphemeralStorage, bytes(int64(LeastFree * float64(r.Disk))), bytes(r.DiskFree)
 	case r.lowInodes():
-		return "inodes", fmt.Sprint(uint64(leastInodes * float64(r.Inodes))), fmt.Sprint(r.InodesFree)
+		return "inodes", fmt.Sprint(uint64(LeastInodes * float64(r.Inodes))), fmt.Sprint(r.InodesFree)
 	}
 	return "", "", ""
 }

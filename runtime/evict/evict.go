@@ -100,7 +100,7 @@ func (m *Manager) Look(ctx context.Context) error {
 		return err
 	}
 	what, threshold, available := r.shortage()
-	age := minAge
+	age := MinAge
 	if what != "" {
 		age = 0
 	}

@@ -61,7 +61,7 @@ func TestUnused(t *testing.T) {
 	nowhere := func(string) bool { return false }
 	images := []image{old("young", 1), old("b", 5), old("a", 5), old("used", 50), imported, old("oldest", 30)}
 	for want, ids := range map[int64]string{0: "", 1: "oldest", 11 * mib: "oldest a", 1 << 40: "oldest a b"} {
-		if got := strings.Join(unused(slices.Clone(images), map[string]bool{"used": true}, want, minAge, epoch, nowhere), " "); got != ids {
+		if got := strings.Join(unused(slices.Clone(images), map[string]bool{"used": true}, want, MinAge, epoch, nowhere), " "); got != ids {
 			t.Errorf("for %d bytes %q, not %q", want, got, ids)
 		}
 	}
@@ -197,7 +197,7 @@ func TestManager(t *testing.T) {
 	if d.names() != "run named imported free other" {
 		t.Fatalf("images go before their time: left %s", d.names())
 	}
-	now = now.Add(minAge)
+	now = now.Add(MinAge)
 	look()
 	if d.names() != "run named imported" || d.evicted != nil {
 		t.Fatalf("left %s, ended %v", d.names(), d.evicted)
@@ -251,7 +251,7 @@ func TestLastCopy(t *testing.T) {
 			if err := m.Look(context.Background()); err != nil {
 				t.Fatal(err)
 			}
-			now = now.Add(minAge)
+			now = now.Add(MinAge)
 		}
 	}
 	if a, b, c := devices["a"].names(), devices["b"].names(), devices["c"].names(); a != "named imported" || b != "" || c != "" {

@@ -25,7 +25,8 @@ import (
 )
 
 const (
-	idleTimeout   = 4 * time.Hour
+	// IdleTimeout ends a stream on which nothing is said, the kubelet's default.
+	IdleTimeout   = 4 * time.Hour
 	streamTimeout = 30 * time.Second
 )
 
@@ -59,7 +60,12 @@ type Config struct {
 	// Resources tells what the device and its Pods use, as metrics-server reads it; nil
 	// for none.
 	Resources http.Handler
-	Logger    *slog.Logger
+	// Stats tells more of it; nil for none.
+	Stats Stats
+	// Configuration is what the node agent runs by, a KubeletConfiguration's JSON; nil for
+	// none.
+	Configuration json.RawMessage
+	Logger        *slog.Logger
 }
 
 type server struct{ Config }
@@ -70,11 +76,24 @@ func New(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
 	mux.HandleFunc("GET /pods", s.list)
+	for _, path := range []string{"GET /runningpods", "GET /runningpods/{$}"} { // the kubelet answers both
+		mux.HandleFunc(path, s.running)
+	}
 	if cfg.Metrics != nil {
 		mux.Handle("GET /metrics", cfg.Metrics)
 	}
 	if cfg.Resources != nil {
 		mux.Handle("GET /metrics/resource", cfg.Resources)
+	}
+	if cfg.Stats != nil {
+		for _, method := range []string{"GET ", "POST "} {
+			mux.HandleFunc(method+"/stats/summary", s.summary)
+		}
+	}
+	if cfg.Configuration != nil {
+		mux.HandleFunc("GET /configz", func(w http.ResponseWriter, _ *http.Request) {
+			s.write(w, map[string]json.RawMessage{"kubeletconfig": s.Configuration})
+		})
 	}
 	mux.Handle("GET /logs/", nodeLogs(cfg.NodeLogs))
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.logs)
@@ -92,10 +111,7 @@ func (s *server) list(w http.ResponseWriter, _ *http.Request) {
 	for _, p := range s.Pods.Report() {
 		list.Items = append(list.Items, *p)
 	}
-	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(&list); err != nil {
-		s.Logger.Debug("the list of Pods was not sent", "err", err)
-	}
+	s.write(w, &list)
 }
 
 // httpError is an answer before a stream begins.
@@ -138,7 +154,7 @@ func (s *server) attempts(t target) []engine.Container {
 	return pod.Attempts(string(t.pod.UID), t.container, s.Engine.List())
 }
 
-func (s *server) running(t target) (engine.Container, error) {
+func (s *server) runningAttempt(t target) (engine.Container, error) {
 	if list := s.attempts(t); len(list) > 0 && list[len(list)-1].State == engine.Running {
 		return list[len(list)-1], nil
 	}
@@ -260,7 +276,7 @@ var protocols = []string{
 func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 	t, err := s.target(r)
 	if err == nil {
-		_, err = s.running(t)
+		_, err = s.runningAttempt(t)
 	}
 	if err != nil {
 		s.refuse(w, err)
@@ -277,13 +293,13 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		})
 		return
 	}
-	remotecommand.ServeExec(w, r, streams{s, t}, t.pod.Name, string(t.pod.UID), t.container, r.URL.Query()["command"], opts, idleTimeout, streamTimeout, protocols)
+	remotecommand.ServeExec(w, r, streams{s, t}, t.pod.Name, string(t.pod.UID), t.container, r.URL.Query()["command"], opts, IdleTimeout, streamTimeout, protocols)
 }
 
 func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 	t, err := s.target(r)
 	if err == nil {
-		_, err = s.running(t)
+		_, err = s.runningAttempt(t)
 	}
 	if err != nil {
 		s.refuse(w, err)
@@ -300,7 +316,7 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 		})
 		return
 	}
-	remotecommand.ServeAttach(w, r, streams{s, t}, t.pod.Name, string(t.pod.UID), t.container, opts, idleTimeout, streamTimeout, protocols)
+	remotecommand.ServeAttach(w, r, streams{s, t}, t.pod.Name, string(t.pod.UID), t.container, opts, IdleTimeout, streamTimeout, protocols)
 }
 
 func (s *server) portForward(w http.ResponseWriter, r *http.Request) {
@@ -323,7 +339,7 @@ func (s *server) portForward(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, httpError{http.StatusBadRequest, err})
 		return
 	}
-	portforward.ServePortForward(w, r, streams{s, t}, t.pod.Name, string(t.pod.UID), opts, idleTimeout, streamTimeout, portforward.SupportedProtocols)
+	portforward.ServePortForward(w, r, streams{s, t}, t.pod.Name, string(t.pod.UID), opts, IdleTimeout, streamTimeout, portforward.SupportedProtocols)
 }
 
 // streams carries out one request once its streams are open. It is
@@ -335,7 +351,7 @@ type streams struct {
 
 // ExecInContainer runs a command.
 func (s streams) ExecInContainer(ctx context.Context, _, _, _ string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
-	c, err := s.running(s.t)
+	c, err := s.runningAttempt(s.t)
 	if err != nil {
 		return err
 	}
@@ -384,7 +400,7 @@ func sizes(ctx context.Context, in <-chan remotecommand.TerminalSize) <-chan eng
 
 // AttachContainer joins a container's own streams.
 func (s streams) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	c, err := s.running(s.t)
+	c, err := s.runningAttempt(s.t)
 	if err != nil {
 		return err
 	}

@@ -49,7 +49,7 @@ func (s *server) serveV5(w http.ResponseWriter, r *http.Request, opts *remotecom
 			resizeChannel: wsstream.ReadChannel,
 		}},
 	})
-	conn.SetIdleTimeout(idleTimeout)
+	conn.SetIdleTimeout(IdleTimeout)
 	_, ch, err := conn.Open(w, r)
 	if err != nil {
 		s.Logger.Debug("a WebSocket was not opened", "path", r.URL.Path, "err", err)

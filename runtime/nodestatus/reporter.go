@@ -28,8 +28,8 @@ const (
 	// LabelControlPlane is the role that kubectl shows: every device serves the
 	// API.
 	LabelControlPlane = "node-role.kubernetes.io/control-plane"
-	// maxPods is the kubelet's default.
-	maxPods = 110
+	// MaxPods is the kubelet's default.
+	MaxPods = 110
 	// removal is how long the cluster may take to remove the device of a Node that
 	// was deleted.
 	removal = 10 * time.Second
@@ -37,8 +37,8 @@ const (
 	// device is not ready: as the kubelet looks at its runtime.
 	lookEvery = time.Minute
 	lookAgain = 5 * time.Second
-	// maxImages bounds the list in the Node object, as the kubelet's default.
-	maxImages = 50
+	// MaxImages bounds the list in the Node object, as the kubelet's default.
+	MaxImages = 50
 	// lowDisk is the share of free bytes or inodes below which the device is
 	// under disk pressure, the kubelet's default for nodefs.
 	lowDisk = 0.10
@@ -318,7 +318,7 @@ func (r *Reporter) fill(n *corev1.Node, m machine, images []engine.Image, now me
 	for _, list := range []*corev1.ResourceList{&s.Capacity, &s.Allocatable} {
 		set(list, corev1.ResourceCPU, *resource.NewQuantity(int64(goruntime.NumCPU()), resource.DecimalSI))
 		set(list, corev1.ResourceMemory, *resource.NewQuantity(m.memory, resource.BinarySI))
-		set(list, corev1.ResourcePods, *resource.NewQuantity(maxPods, resource.DecimalSI))
+		set(list, corev1.ResourcePods, *resource.NewQuantity(MaxPods, resource.DecimalSI))
 		set(list, corev1.ResourceEphemeralStorage, *resource.NewQuantity(m.disk, resource.BinarySI))
 	}
 	// What others gave the Node is allocatable too.
@@ -408,8 +408,8 @@ func imageList(images []engine.Image) []corev1.ContainerImage {
 		}
 		return slices.Compare(a.Names, b.Names)
 	})
-	if len(out) > maxImages {
-		out = out[:maxImages]
+	if len(out) > MaxImages {
+		out = out[:MaxImages]
 	}
 	return out
 }

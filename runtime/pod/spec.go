@@ -18,7 +18,8 @@ import (
 // CgroupRoot is the parent of all Pods' control groups.
 const CgroupRoot = "/edged"
 
-func cgroupOf(uid string) string { return CgroupRoot + "/pod" + uid }
+// Group is the control group of a Pod.
+func Group(uid string) string { return CgroupRoot + "/pod" + uid }
 
 // making is what the worker knows when it makes a container.
 type making struct {
@@ -45,7 +46,7 @@ func (m *making) spec() (engine.ContainerSpec, error) {
 	s := engine.ContainerSpec{
 		ID: containerID(string(pod.UID), c.Name, m.attempt), Labels: labels(pod, c, m.attempt), Image: c.Image,
 		Command: expandAll(c.Command, m.env), Args: expandAll(c.Args, m.env), Env: m.env.list(), Cwd: c.WorkingDir,
-		CgroupParent: cgroupOf(string(pod.UID)),
+		CgroupParent: Group(string(pod.UID)),
 		NetNSPath:    m.box.Net, IPCNSPath: m.box.IPC, UTSNSPath: m.box.UTS, PIDNSPath: m.pidNS,
 		HostNetwork: pod.Spec.HostNetwork, HostPID: pod.Spec.HostPID, HostIPC: pod.Spec.HostIPC,
 		Hostname: m.hostname, TTY: c.TTY, Stdin: c.Stdin, StdinOnce: c.StdinOnce,

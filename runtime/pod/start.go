@@ -182,7 +182,7 @@ func (w *Worker) setShares() {
 	if shares == w.shares {
 		return
 	}
-	if err := w.dev.Engine.SetGroup(cgroupOf(w.uid), shares); err != nil {
+	if err := w.dev.Engine.SetGroup(Group(w.uid), shares); err != nil {
 		w.dev.Logger.Error("a Pod has not its share of the CPU", "pod", w.name(), "err", err)
 		return
 	}

@@ -687,7 +687,7 @@ func (w *Worker) ensureHolder(ctx context.Context) error {
 		}
 	}
 	err := w.dev.Engine.Create(ctx, engine.ContainerSpec{
-		ID: w.holderID(), Holder: true, CgroupParent: cgroupOf(w.uid), NetNSPath: w.box.Net, IPCNSPath: w.box.IPC, UTSNSPath: w.box.UTS,
+		ID: w.holderID(), Holder: true, CgroupParent: Group(w.uid), NetNSPath: w.box.Net, IPCNSPath: w.box.IPC, UTSNSPath: w.box.UTS,
 		HostNetwork: w.w.pod.Spec.HostNetwork, HostIPC: w.w.pod.Spec.HostIPC, Seccomp: engine.Profile{Unconfined: true},
 		Labels: map[string]string{labelPodName: w.w.pod.Name, labelPodNamespace: w.w.pod.Namespace, labelPodUID: w.uid, labelContainer: holder},
 	})

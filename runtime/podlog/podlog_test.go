@@ -78,7 +78,7 @@ func TestRotationKeepsFiveFilesInOrder(t *testing.T) {
 	pw.Close()
 	w.Wait()
 	old, err := Rotated(path)
-	if err != nil || len(old) != maxFiles-1 {
+	if err != nil || len(old) != MaxFiles-1 {
 		t.Errorf("%d rotated files, %v", len(old), err)
 	}
 	out := read(t, path, Options{Tail: 5000})

@@ -15,8 +15,10 @@ import (
 )
 
 const (
-	maxFileBytes = 10 << 20
-	maxFiles     = 5
+	// MaxFileBytes is how large a file of a container's log becomes, MaxFiles how many
+	// are kept of it: the kubelet's defaults.
+	MaxFileBytes = 10 << 20
+	MaxFiles     = 5
 	// partBytes is the longest piece of a line kept in memory.
 	partBytes = 4 << 10
 )
@@ -136,7 +138,7 @@ func (w *Writer) write(stream string, text []byte) {
 		w.broken = true
 		w.log.Error("a container's output is not logged any more", "file", w.path, "err", err)
 	}
-	if w.size >= maxFileBytes && tag == "F" {
+	if w.size >= MaxFileBytes && tag == "F" {
 		if err := w.rotate(); err != nil && !w.broken {
 			w.broken = true
 			w.log.Error("a log was not rotated", "file", w.path, "err", err)
@@ -157,7 +159,7 @@ func (w *Writer) rotate() error {
 	if err != nil {
 		return err
 	}
-	for len(old) > maxFiles-1 {
+	for len(old) > MaxFiles-1 {
 		if err := os.Remove(old[0]); err != nil {
 			return err
 		}

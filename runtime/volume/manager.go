@@ -17,6 +17,8 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+
+	"edged/apiserver/registry/claims"
 )
 
 // Objects are the parts of the cluster's state that volumes are made from.
@@ -119,10 +121,7 @@ func fsGroup(pod *corev1.Pod) *int64 {
 }
 
 func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (path string, again time.Time, err error) {
-	uid := string(pod.UID)
-	filled := func(kind string) string {
-		return filepath.Join(m.PodRunDir(uid), "volumes", "kubernetes.io~"+kind, v.Name)
-	}
+	filled := func(kind string) string { return m.filled(pod, kind, v.Name) }
 	switch {
 	case v.EmptyDir != nil:
 		path, err = m.emptyDir(pod, v)
@@ -153,7 +152,7 @@ func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) 
 			err = p.write(path, fsGroup(pod))
 		}
 	case v.Image != nil:
-		path = filepath.Join(m.PodRunDir(uid), "volumes", "kubernetes.io~image", v.Name)
+		path = filled("image")
 		if !mounted(path) {
 			if err = os.MkdirAll(path, 0o755); err == nil {
 				err = m.cfg.Images.MountImage(ctx, v.Image.Reference, path)
@@ -165,6 +164,45 @@ func (m *Manager) setup(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) 
 		err = errors.New("no volume plugin matched: edged has emptyDir, hostPath, configMap, secret, downwardAPI, projected, image, persistentVolumeClaim and ephemeral")
 	}
 	return path, again, err
+}
+
+// filled is the folder of a volume that the device fills.
+func (m *Manager) filled(pod *corev1.Pod, kind, volume string) string {
+	return filepath.Join(m.PodRunDir(string(pod.UID)), "volumes", "kubernetes.io~"+kind, volume)
+}
+
+// Use is how to find out what a volume takes.
+type Use struct {
+	Path string
+	// Whole: what is used of its file system is asked, as upstream does for local
+	// volumes, not what its files take.
+	Whole bool
+	// Claim is the PersistentVolumeClaim's name, if it is one's.
+	Claim string
+}
+
+// Use finds out for volumes of the kinds that upstream's plugins measure. The volume
+// need not be there.
+func (m *Manager) Use(pod *corev1.Pod, v *corev1.Volume) (Use, bool) {
+	switch {
+	case v.EmptyDir != nil && v.EmptyDir.Medium == corev1.StorageMediumMemory:
+		return Use{Path: emptyDirPath(m.PodRunDir(string(pod.UID)), v.Name)}, true
+	case v.EmptyDir != nil:
+		return Use{Path: m.EmptyDir(pod, v.Name)}, true
+	case v.ConfigMap != nil:
+		return Use{Path: m.filled(pod, "configmap", v.Name)}, true
+	case v.Secret != nil:
+		return Use{Path: m.filled(pod, "secret", v.Name)}, true
+	case v.DownwardAPI != nil:
+		return Use{Path: m.filled(pod, "downward-api", v.Name)}, true
+	case v.Projected != nil:
+		return Use{Path: m.filled(pod, "projected", v.Name)}, true
+	case v.PersistentVolumeClaim != nil || v.Ephemeral != nil:
+		if pv, err := m.volumeOf(pod, v); err == nil && pv.Spec.Local != nil {
+			return Use{Path: pv.Spec.Local.Path, Whole: true, Claim: claims.Name(pod, v)}, true
+		}
+	}
+	return Use{}, false
 }
 
 func mode(m *int32) fs.FileMode {

@@ -3,14 +3,20 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	kubeletconfigv1beta1 "k8s.io/kubelet/config/v1beta1"
+	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"edged/test/harness"
 )
@@ -228,8 +234,62 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("no %s in %.3000s", want, used)
 		}
 	}
+	p.nodeProxy()
 	p.kubectl("create", "serviceaccount", "stranger")
 	if out, err := p.Kubectl("", "get", "--raw", "/metrics", "--as=system:serviceaccount:"+p.ns+":stranger"); err == nil {
 		t.Errorf("a stranger reads the metrics: %.80s", out)
+	}
+}
+
+// nodeProxy looks at what the kubelet tells besides metrics, of the Pod counted.
+func (p *place) nodeProxy() {
+	p.t.Helper()
+	read := func(path string, into any) {
+		p.t.Helper()
+		d := json.NewDecoder(strings.NewReader(p.MustKubectl("", "get", "--raw", "/api/v1/nodes/"+p.Name+"/proxy"+path)))
+		d.DisallowUnknownFields()
+		if err := d.Decode(into); err != nil {
+			p.t.Errorf("%s: %v", path, err)
+		}
+	}
+	var sum statsapi.Summary
+	read("/stats/summary", &sum)
+	above := func(what string, got *uint64, least uint64) {
+		p.t.Helper()
+		if got == nil || *got < least {
+			p.t.Errorf("%s is below %d in %+v", what, least, sum)
+		}
+	}
+	above("the node's CPU", sum.Node.CPU.UsageNanoCores, 1)
+	above("the node's memory", sum.Node.Memory.WorkingSetBytes, 1<<20)
+	above("the node's disk", sum.Node.Fs.CapacityBytes, 1<<20)
+	at := slices.IndexFunc(sum.Pods, func(s statsapi.PodStats) bool { return s.PodRef.Namespace == p.ns && s.PodRef.Name == "counted" })
+	if at < 0 || len(sum.Pods[at].Containers) != 1 {
+		p.t.Fatalf("the Pod is not in %+v", sum.Pods)
+	}
+	c := sum.Pods[at].Containers[0]
+	above("the container's CPU", c.CPU.UsageCoreNanoSeconds, 1)
+	above("the container's memory", c.Memory.WorkingSetBytes, 1)
+	above("the Pod's memory", sum.Pods[at].Memory.WorkingSetBytes, *c.Memory.WorkingSetBytes/2)
+	above("the container's layer", c.Rootfs.UsedBytes, 0)
+	if sum.Pods[at].Network == nil || sum.Pods[at].Network.Name != "eth0" {
+		p.t.Errorf("the Pod's network is %+v", sum.Pods[at].Network)
+	}
+	if len(sum.Pods[at].VolumeStats) != 1 || !strings.HasPrefix(sum.Pods[at].VolumeStats[0].Name, "kube-api-access-") {
+		p.t.Errorf("the Pod's volumes are %+v", sum.Pods[at].VolumeStats)
+	}
+	var configz struct {
+		KubeletConfig kubeletconfigv1beta1.KubeletConfiguration `json:"kubeletconfig"`
+	}
+	read("/configz", &configz)
+	if k := configz.KubeletConfig; k.Kind != "KubeletConfiguration" || k.MaxPods != 110 || k.Port != 10250 || len(k.ClusterDNS) == 0 || k.EvictionHard["nodefs.available"] != "10%" || k.ImageMinimumGCAge.Minutes() != 2 {
+		p.t.Errorf("the configuration is %+v", k)
+	}
+	var running corev1.PodList
+	read("/runningpods/", &running)
+	if !slices.ContainsFunc(running.Items, func(r corev1.Pod) bool {
+		return r.Namespace == p.ns && r.Name == "counted" && r.UID != "" && len(r.Spec.Containers) == 1 && r.Spec.Containers[0].Image != ""
+	}) {
+		p.t.Errorf("the Pod does not run: %+v", running.Items)
 	}
 }
