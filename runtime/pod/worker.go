@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -173,6 +174,9 @@ func NewWorker(dev *Device, pod *corev1.Pod, report func(*corev1.Pod, corev1.Pod
 // Update gives the worker the newest Pod.
 func (w *Worker) Update(pod *corev1.Pod) {
 	w.mu.Lock()
+	if old := w.next.pod; old.Generation != pod.Generation || !maps.Equal(old.Labels, pod.Labels) || !maps.Equal(old.Annotations, pod.Annotations) {
+		w.results = append(w.results, w.retry) // its containers may be made from any of them
+	}
 	w.next.pod = pod
 	if pod.DeletionTimestamp != nil {
 		w.next.ending = true
@@ -227,15 +231,15 @@ func (w *Worker) Poke() {
 
 // Retry makes the worker try at once what failed: an object that the Pod uses
 // has changed.
-func (w *Worker) Retry() {
-	w.later(func() {
-		w.blocked = time.Time{}
-		for _, m := range w.mem {
-			if m.blocked != nil && m.blocked.reason == reasonConfig {
-				m.blocked = nil
-			}
+func (w *Worker) Retry() { w.later(w.retry) }
+
+func (w *Worker) retry() {
+	w.blocked = time.Time{}
+	for _, m := range w.mem {
+		if m.blocked != nil && m.blocked.reason == reasonConfig {
+			m.blocked = nil
 		}
-	})
+	}
 }
 
 // later runs f on the worker's goroutine.

@@ -120,8 +120,12 @@ func (m *machine) UpdateResources(context.Context, string, engine.Resources) err
 	return nil
 }
 
-func (m *machine) Setup(context.Context, *corev1.Pod) (map[string]string, time.Time, error) {
-	return map[string]string{}, time.Time{}, nil
+func (m *machine) Setup(_ context.Context, p *corev1.Pod) (map[string]string, time.Time, error) {
+	paths := map[string]string{}
+	for _, v := range p.Spec.Volumes {
+		paths[v.Name] = m.dir
+	}
+	return paths, time.Time{}, nil
 }
 func (m *machine) SubPath(string, string, int, string, string, bool) (string, error) { return "", nil }
 func (m *machine) Release(context.Context, string) error                             { return nil }
@@ -271,6 +275,20 @@ func TestWorker(t *testing.T) {
 				m.t.Errorf("told of the replacement: %q", told)
 			}
 		}, []string{"0s start a i", "5s signal a terminated", "5s start a new"}},
+		"an annotation that it is made from comes": {func() *corev1.Pod {
+			p := onePod(func(c *corev1.Container) {
+				c.Env = []corev1.EnvVar{{Name: "A", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.annotations['a']"}}}}
+				c.VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/v", SubPathExpr: "$(A)/b"}}
+			})
+			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+			return p
+		}(), &machine{}, func(m *machine, w *Worker, p *corev1.Pod) {
+			time.Sleep(time.Second)
+			p = p.DeepCopy()
+			p.Annotations = map[string]string{"a": "a"}
+			w.Update(p)
+			time.Sleep(time.Minute)
+		}, []string{"1s start a i"}},
 		"out of time": {func() *corev1.Pod {
 			p := onePod()
 			seconds := int64(20)
