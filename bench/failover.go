@@ -21,8 +21,15 @@ const (
 
 // cluster starts n devices that form a cluster, with a vote each if n is odd.
 func (b *bench) cluster(n int, flags ...string) ([]*harness.Device, error) {
+	return b.clusterOf(n, func(sw *harness.Switch, i int, flags ...string) *harness.Device {
+		return harness.New(b.tb, sw, i, flags...)
+	}, flags...)
+}
+
+// clusterOf is cluster of devices that build makes.
+func (b *bench) clusterOf(n int, build func(sw *harness.Switch, i int, flags ...string) *harness.Device, flags ...string) ([]*harness.Device, error) {
 	sw := harness.NewSwitch(b.tb)
-	first := harness.New(b.tb, sw, 1, flags...)
+	first := build(sw, 1, flags...)
 	first.Start()
 	first.WaitReady()
 	token, err := first.Edged("token", "create", "--run-dir", first.RunDir())
@@ -31,7 +38,7 @@ func (b *bench) cluster(n int, flags ...string) ([]*harness.Device, error) {
 	}
 	devices := []*harness.Device{first}
 	for i := 2; i <= n; i++ {
-		d := harness.New(b.tb, sw, i, append([]string{"--join", first.Addr.String() + ":6443", "--token", strings.TrimSpace(token)}, flags...)...)
+		d := build(sw, i, append([]string{"--join", first.Addr.String() + ":6443", "--token", strings.TrimSpace(token)}, flags...)...)
 		d.Start()
 		devices = append(devices, d)
 	}

@@ -63,14 +63,14 @@ func main() {
 	b := &bench{tb: &tb{}}
 	flag.DurationVar(&b.idle, "idle", 10*time.Minute, "how long the idle device is watched")
 	flag.IntVar(&b.pods, "pods", 10, "Pods on the device while memory and idling are measured")
-	only := flag.String("only", "", "measure only those of binary, start, idle, pod, many, reboot, net, failover, addresses, metered, separated by commas")
+	only := flag.String("only", "", "measure only those of binary, start, idle, pod, many, reboot, net, failover, addresses, metered, three, separated by commas")
 	flag.Parse()
 	defer b.tb.end()
 	for _, m := range []struct {
 		name string
 		run  func() error
 	}{
-		{"binary", b.binary}, {"start", b.starting}, {"idle", b.memoryAndIdling}, {"pod", b.podLatency}, {"many", b.manyPods}, {"reboot", b.reboot}, {"net", b.network}, {"failover", b.failover}, {"addresses", b.addresses}, {"metered", b.metered},
+		{"binary", b.binary}, {"start", b.starting}, {"idle", b.memoryAndIdling}, {"pod", b.podLatency}, {"many", b.manyPods}, {"reboot", b.reboot}, {"net", b.network}, {"failover", b.failover}, {"addresses", b.addresses}, {"metered", b.metered}, {"three", b.three},
 	} {
 		if *only != "" && !slices.Contains(strings.Split(*only, ","), m.name) {
 			continue
@@ -132,18 +132,19 @@ func percentile(d []time.Duration, p int) time.Duration {
 func settle() { time.Sleep(15 * time.Second) }
 
 // own sums the device's processes that are not containers.
-func own(d *harness.Device) (pss, anon int64, err error) {
+func own(d *harness.Device) (sum harness.Memory, err error) {
 	all, err := d.Memory()
 	if err != nil {
-		return 0, 0, err
+		return sum, err
 	}
 	for _, m := range all {
 		if m.Command == "edged" || strings.HasPrefix(m.Command, "shim") || strings.HasPrefix(m.Command, "runc") {
-			pss += m.PSS
-			anon += m.Anon
+			sum.PSS += m.PSS
+			sum.RSS += m.RSS
+			sum.Anon += m.Anon
 		}
 	}
-	return pss, anon, nil
+	return sum, nil
 }
 
 func (b *bench) memoryAndIdling() error {
@@ -152,29 +153,29 @@ func (b *bench) memoryAndIdling() error {
 	d.WaitReady()
 	d.ImportBusybox()
 	settle()
-	pss, anon, err := own(d)
+	none, err := own(d)
 	if err != nil {
 		return err
 	}
-	b.add("memory of an idle device, PSS / of which anonymous", "64 / 20 MB", "%.1f / %.1f MB", float64(pss)/mb, float64(anon)/mb)
+	b.add("memory of an idle device, PSS / of which anonymous", "64 / 20 MB", "%.1f / %.1f MB", float64(none.PSS)/mb, float64(none.Anon)/mb)
 	if err := b.deploy(d, b.pods); err != nil {
 		return err
 	}
 	settle()
-	with, _, err := own(d)
+	with, err := own(d)
 	if err != nil {
 		return err
 	}
-	b.add(fmt.Sprintf("the same with %d Pods, PSS", b.pods), "", "%.1f MB", float64(with)/mb)
+	b.add(fmt.Sprintf("the same with %d Pods, PSS", b.pods), "", "%.1f MB", float64(with.PSS)/mb)
 	if err := b.deploy(d, 3*b.pods); err != nil {
 		return err
 	}
 	settle()
-	more, _, err := own(d)
+	more, err := own(d)
 	if err != nil {
 		return err
 	}
-	b.add("memory per further Pod beyond its own processes", "0.5 MB", "%.2f MB", float64(more-with)/mb/float64(2*b.pods))
+	b.add("memory per further Pod beyond its own processes", "0.5 MB", "%.2f MB", float64(more.PSS-with.PSS)/mb/float64(2*b.pods))
 	if err := b.deploy(d, b.pods); err != nil {
 		return err
 	}
@@ -184,28 +185,41 @@ func (b *bench) memoryAndIdling() error {
 
 // idling watches the device do nothing.
 func (b *bench) idling(d *harness.Device) error {
-	time.Sleep(15 * time.Second)
-	cpu := func() (total float64) {
-		all, err := d.Memory()
-		if err != nil {
-			return 0
-		}
-		for _, m := range all {
-			if m.Command == "edged" || strings.HasPrefix(m.Command, "shim") {
-				if s, err := harness.CPUSeconds(m.PID); err == nil {
-					total += s
-				}
+	bytes, used := b.watch([]*harness.Device{d})
+	b.add(fmt.Sprintf("bytes written by an idle device with %d Pods in %v", b.pods, b.idle), "0", "%d", bytes[0])
+	b.add("CPU of an idle device", "0.15 CPU-s a minute", "%.2f CPU-s a minute", used[0])
+	return nil
+}
+
+// watch lets devices with disks of their own be for b.idle, and says what each has
+// written meanwhile, in bytes, and its processor time, in seconds a minute.
+func (b *bench) watch(devices []*harness.Device) (bytes []int64, used []float64) {
+	settle()
+	for _, d := range devices {
+		bytes, used = append(bytes, -d.BytesWritten()), append(used, -cpu(d))
+	}
+	time.Sleep(b.idle)
+	for i, d := range devices {
+		used[i] = (used[i] + cpu(d)) / b.idle.Minutes()
+		bytes[i] += d.BytesWritten()
+	}
+	return bytes, used
+}
+
+// cpu is the processor time, in seconds, that the device's own processes have used.
+func cpu(d *harness.Device) (total float64) {
+	all, err := d.Memory()
+	if err != nil {
+		return 0
+	}
+	for _, m := range all {
+		if m.Command == "edged" || strings.HasPrefix(m.Command, "shim") {
+			if s, err := harness.CPUSeconds(m.PID); err == nil {
+				total += s
 			}
 		}
-		return total
 	}
-	bytes, used := d.BytesWritten(), cpu()
-	time.Sleep(b.idle)
-	used = cpu() - used
-	bytes = d.BytesWritten() - bytes
-	b.add(fmt.Sprintf("bytes written by an idle device with %d Pods in %v", b.pods, b.idle), "0", "%d", bytes)
-	b.add("CPU of an idle device", "0.15 CPU-s a minute", "%.2f CPU-s a minute", used/b.idle.Minutes())
-	return nil
+	return total
 }
 
 // deploy scales the Deployment "bench" and waits until it is there.

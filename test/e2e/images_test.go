@@ -65,3 +65,63 @@ func TestImageDir(t *testing.T) {
 	p.kubectl("run", "offline", "--image="+harness.Busybox, "--image-pull-policy=Never", "--", "sleep", "3600")
 	p.waitReady("offline")
 }
+
+// TestLastCopy: of an imported image that no Pod uses, a device whose disk runs
+// full gives up its copy while another has one, and keeps the last; with that the
+// first device runs it again.
+func TestLastCopy(t *testing.T) {
+	t.Parallel()
+	devices := newClusterWith(t, 2, func(sw *harness.Switch, i int, flags ...string) *harness.Device {
+		return harness.NewOnDisk(t, sw, i, 256, flags...)
+	})
+	keeper, other := devices[0], devices[1]
+	other.ImportBusybox()
+	p := placeOn(t, keeper)
+	on := func(d *harness.Device) string {
+		return `{"spec":{"nodeName":"` + d.Name + `","terminationGracePeriodSeconds":1}}`
+	}
+	p.kubectl("run", "copied", "--image="+harness.Busybox, "--overrides", on(keeper), "--", "sleep", "3600")
+	p.waitReady("copied")
+	p.kubectl("delete", "pod", "copied", "--timeout=60s")
+	has := func(d *harness.Device) bool {
+		t.Helper()
+		out, err := d.Edged("image", "list", "--run-dir", d.RunDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(out, harness.Busybox)
+	}
+	// fill leaves a fifteenth of a disk, which is where Pods would go next.
+	fill := func(d *harness.Device) string {
+		t.Helper()
+		file := filepath.Join(d.DataDir(), "filler")
+		if out, err := d.Run("sh", "-c", `fallocate -l $(df -B1 --output=avail,size "$1" | awk 'END {print int($1 - $2 / 15)}') "$1/filler"`, "sh", d.DataDir()); err != nil {
+			t.Fatalf("filling the disk of %s: %v\n%s", d.Name, err, out)
+		}
+		return file
+	}
+	full := fill(other)
+	p.eventually(60*time.Second, "short of space, "+other.Name+" has given its copy up", func() error {
+		if has(other) {
+			return fmt.Errorf("it has it")
+		}
+		return nil
+	})
+	fill(keeper)
+	p.eventually(60*time.Second, keeper.Name+" is short of space", func() error {
+		out, err := p.Kubectl("", "get", "node", keeper.Name, "-o", `jsonpath={.status.conditions[?(@.type=="DiskPressure")].status}`)
+		if err == nil && out != "True" {
+			err = fmt.Errorf("DiskPressure is %q", out)
+		}
+		return err
+	})
+	time.Sleep(25 * time.Second) // two looks at the disk
+	if !has(keeper) {
+		t.Fatal("the last copy is gone")
+	}
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	p.kubectl("run", "again", "--image="+harness.Busybox, "--overrides", on(other), "--", "sleep", "3600")
+	p.waitReady("again")
+}
