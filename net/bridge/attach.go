@@ -279,6 +279,15 @@ func (b *Bridge) Refresh(ctx context.Context) error {
 	if bridged == b.bridged {
 		return nil
 	}
+	if err := b.setPortModesLocked(bridged); err != nil {
+		return err
+	}
+	b.log.Info("bridge-nf sysctls changed", "link", b.cfg.Name, "bridge-nf-call", bridged)
+	return nil
+}
+
+// setPortModesLocked has all ports follow the bridge-nf sysctls.
+func (b *Bridge) setPortModesLocked(bridged bool) error {
 	links, err := b.links()
 	errs := []error{err}
 	for _, l := range links {
@@ -288,7 +297,6 @@ func (b *Bridge) Refresh(ctx context.Context) error {
 		return fmt.Errorf("bridge %s: %w", b.cfg.Name, err)
 	}
 	b.bridged = bridged
-	b.log.Info("bridge-nf sysctls changed", "link", b.cfg.Name, "bridge-nf-call", bridged)
 	return nil
 }
 

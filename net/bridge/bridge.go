@@ -98,8 +98,8 @@ func New(cfg Config) (*Bridge, error) {
 		nl.Close()
 		return nil, fmt.Errorf("bridge %s: %w", cfg.Name, err)
 	}
-	b.bridged = !bridgedNAT() // unknown: an earlier daemon's ports are set once
-	if err := b.Refresh(context.Background()); err != nil {
+	// An earlier daemon's ports, too: it may not have seen a change.
+	if err := b.setPortModesLocked(bridgedNAT()); err != nil {
 		nl.Close()
 		return nil, err
 	}

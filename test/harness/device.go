@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -90,6 +91,14 @@ func fileExists(p string) bool {
 // flags are given to `edged run` beside those that name its folders.
 func New(tb TB, sw *Switch, n int, flags ...string) *Device {
 	tb.Helper()
+	var fs unix.Statfs_t
+	if err := unix.Statfs(os.TempDir(), &fs); err != nil {
+		tb.Fatalf("device %d: %s: %v", n, os.TempDir(), err)
+	}
+	// A device takes no Pods with less than a tenth.
+	if free := float64(fs.Bavail) / float64(fs.Blocks); free < 0.11 {
+		tb.Fatalf("device %d: of the file system of %s only %.1f %% are free: devices need more than 11", n, os.TempDir(), 100*free)
+	}
 	dir, err := os.MkdirTemp("", "ed-")
 	if err != nil {
 		tb.Fatalf("device %d: %v", n, err)
