@@ -169,11 +169,15 @@ func (t *txn) put(req *pb.PutRequest) (*pb.PutResponse, error) {
 		return nil, err
 	}
 	kv := &mvccpb.KeyValue{Key: req.Key, Value: req.Value, Lease: req.Lease, ModRevision: t.main, CreateRevision: t.main, Version: 1}
-	e := t.db.index.obtain(req.Key)
-	v, exists := e.at(t.main)
+	e := t.db.index.find(req.Key)
+	var v version
+	exists := false
+	if e != nil {
+		v, exists = e.at(t.main)
+	}
 	var prev *mvccpb.KeyValue
 	if exists {
-		kv.CreateRevision, kv.Version = v.created.Main, v.n+1
+		kv.CreateRevision, kv.Version = v.created, v.n+1
 		if req.IgnoreValue || req.IgnoreLease || req.PrevKv || t.wanted() {
 			var err error
 			if prev, err = t.view.read(v.rev); err != nil {
@@ -193,7 +197,7 @@ func (t *txn) put(req *pb.PutRequest) (*pb.PutResponse, error) {
 		t.db.counts.Keys++
 	}
 	t.db.stats.putBytes.Add(int64(len(kv.Key) + len(kv.Value)))
-	e.put(Rev{t.main, t.sub})
+	t.db.index.put(e, req.Key, Rev{t.main, t.sub})
 	t.record(mvccpb.Event_PUT, kv, prev)
 	t.db.attach(kv.Key, kv.Lease)
 	resp := &pb.PutResponse{Header: t.header()}
@@ -206,20 +210,21 @@ func (t *txn) put(req *pb.PutRequest) (*pb.PutResponse, error) {
 func (t *txn) deleteRange(req *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
 	resp := &pb.DeleteRangeResponse{}
 	t.db.counts.Deletes++
-	var keys [][]byte
+	var found []*entry
 	t.db.index.ascend(req.Key, req.RangeEnd, func(e *entry) bool {
 		if _, ok := e.at(t.main); ok {
-			keys = append(keys, e.key)
+			found = append(found, e)
 		}
 		return true
 	})
-	for _, key := range keys {
+	for _, e := range found {
+		key := e.key
 		prev, err := t.previous(key)
 		if err != nil {
 			return nil, err
 		}
 		t.db.counts.Keys--
-		t.db.index.delete(key, Rev{t.main, t.sub})
+		e.end(Rev{t.main, t.sub})
 		t.record(mvccpb.Event_DELETE, &mvccpb.KeyValue{Key: key, ModRevision: t.main}, prev)
 		t.db.attach(key, 0)
 		resp.Deleted++

@@ -196,11 +196,9 @@ func (x *index) compact(at int64, from []byte, revisions int) (rows []gone, next
 			next = bytes.Clone(e.key)
 			return false
 		}
-		for i := range e.gens {
-			revisions -= len(e.gens[i].revs)
-		}
-		rows = e.compact(at, rows)
-		if len(e.gens) == 0 {
+		revisions -= e.revisions()
+		var over bool
+		if rows, over = e.compact(at, rows); over {
 			empty = append(empty, e)
 		}
 		return true

@@ -188,7 +188,7 @@ func (db *DB) load() (err error) {
 		db.revision = max(db.revision, db.compacted)
 		db.resume()
 		db.index.tree.Ascend(func(e *entry) bool {
-			if !e.gens[len(e.gens)-1].ended {
+			if !e.newest.ended {
 				db.counts.Keys++
 			}
 			return true

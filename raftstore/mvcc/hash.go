@@ -157,9 +157,7 @@ func (db *DB) counted(at, before int64, compacting bool) func(h io.Writer, rev R
 	alive := false
 	db.index.tree.Ascend(func(e *entry) bool {
 		_, alive = e.at(at)
-		alive = alive || compacting && slices.ContainsFunc(e.gens, func(g generation) bool {
-			return g.ended && g.revs[len(g.revs)-1].Main == at
-		})
+		alive = alive || compacting && e.deletedAt(at)
 		return !alive
 	})
 	since := at

@@ -81,7 +81,10 @@ func decodeRev(k []byte) (rev Rev, deleted bool, err error) {
 	if (len(k) != revBytes && !deleted) || k[8] != '_' {
 		return rev, false, fmt.Errorf("row %x of revisions", k)
 	}
-	return Rev{int64(binary.BigEndian.Uint64(k)), int64(binary.BigEndian.Uint64(k[9:]))}, deleted, nil
+	if rev = (Rev{int64(binary.BigEndian.Uint64(k)), int64(binary.BigEndian.Uint64(k[9:]))}); rev.Main < 0 || rev.Sub < 0 {
+		return rev, false, fmt.Errorf("row %x of revisions", k)
+	}
+	return rev, deleted, nil
 }
 
 func decodeKV(rev Rev, data []byte) (*mvccpb.KeyValue, error) {
@@ -151,7 +154,10 @@ func (db *DB) loadRevision(k, v []byte) error {
 		db.attach(kv.Key, 0)
 		return nil
 	}
-	db.index.restore(kv.Key, rev, Rev{Main: kv.CreateRevision}, kv.Version)
+	if kv.CreateRevision < 0 || kv.CreateRevision > rev.Main {
+		return fmt.Errorf("row %x of revisions was made at revision %d", k, kv.CreateRevision)
+	}
+	db.index.restore(kv.Key, rev, kv.CreateRevision, kv.Version)
 	db.attach(kv.Key, kv.Lease)
 	return nil
 }

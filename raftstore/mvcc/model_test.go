@@ -137,11 +137,17 @@ func (w *twin) rangeOf(r *pb.RangeRequest) (kvs []*mvccpb.KeyValue, count int64,
 // game drives both with the same random requests.
 type game struct {
 	*machine
-	w   *twin
-	rnd *rand.Rand
+	w    *twin
+	rnd  *rand.Rand
+	many int // keys
+	deep int // revisions from the newest back to those asked for
 }
 
-func (g *game) key() []byte { return fmt.Appendf(nil, "k%d", g.rnd.IntN(8)) }
+func newGame(t *testing.T, seed uint64, many, deep int) *game {
+	return &game{newMachine(t), newTwin(), rand.New(rand.NewPCG(seed, 1)), many, deep}
+}
+
+func (g *game) key() []byte { return fmt.Appendf(nil, "k%d", g.rnd.IntN(g.many)) }
 
 func (g *game) keys() (key, end []byte) {
 	key = g.key()
@@ -291,7 +297,7 @@ func (g *game) stepTxn() {
 }
 
 func (g *game) stepCompact() {
-	at := g.w.revision - int64(g.rnd.IntN(10)) + 1
+	at := g.w.revision - int64(g.rnd.IntN(g.deep)) + 1
 	_, err := g.try(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: at}})
 	var want error
 	switch {
@@ -332,7 +338,7 @@ func (g *game) checkRange() {
 	key, end := g.keys()
 	r := &pb.RangeRequest{Key: key, RangeEnd: end, Limit: int64(g.rnd.IntN(4)), KeysOnly: g.rnd.IntN(4) == 0, CountOnly: g.rnd.IntN(6) == 0}
 	if g.rnd.IntN(2) == 0 {
-		r.Revision = max(g.w.revision-int64(g.rnd.IntN(14))+2, 0)
+		r.Revision = max(g.w.revision-int64(g.rnd.IntN(g.deep+4))+2, 0)
 	}
 	if g.rnd.IntN(3) == 0 {
 		r.SortOrder, r.SortTarget = pb.RangeRequest_SortOrder(1+g.rnd.IntN(2)), pb.RangeRequest_SortTarget(g.rnd.IntN(5))
@@ -354,7 +360,7 @@ func (g *game) checkRange() {
 // checkWatch reads history from a random revision on.
 func (g *game) checkWatch() {
 	key, end := g.keys()
-	from := max(g.w.revision-int64(g.rnd.IntN(20))+1, 1)
+	from := max(g.w.revision-int64(g.rnd.IntN(2*g.deep))+1, 1)
 	w := g.db.Watch(key, end, from, true)
 	var got strings.Builder
 	for {
@@ -393,9 +399,39 @@ func TestAgainstTwin(t *testing.T) {
 	}
 	for seed := range uint64(games) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			g := &game{newMachine(t), newTwin(), rand.New(rand.NewPCG(seed, 1))}
+			g := newGame(t, seed, 8, 10)
 			for range steps {
 				g.step()
+			}
+		})
+	}
+}
+
+// TestLongHistoriesAgainstTwin is of keys that were written hundreds of times, and of
+// reads far back.
+func TestLongHistoriesAgainstTwin(t *testing.T) {
+	for seed := range uint64(6) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			g := newGame(t, seed, 2, 400)
+			for range 500 {
+				for range g.rnd.IntN(6) {
+					g.stepPut()
+				}
+				switch g.rnd.IntN(40) {
+				case 0:
+					g.stepDelete()
+				case 1:
+					g.stepCompact()
+				case 2:
+					g.reopen()
+				case 3:
+					g.stepForget()
+				case 4:
+					g.checkWatch()
+				case 5:
+					g.stepTxn()
+				}
+				g.checkRange()
 			}
 		})
 	}

@@ -310,13 +310,8 @@ func (v *view) before(key []byte, rev Rev) (*mvccpb.KeyValue, error) {
 	if e == nil {
 		return nil, nil
 	}
-	for i := len(e.gens) - 1; i >= 0; i-- {
-		g := &e.gens[i]
-		for j := len(g.revs) - 1; j > 0; j-- {
-			if g.revs[j] == rev {
-				return v.read(g.revs[j-1])
-			}
-		}
+	if found, before, ok := e.find(rev); found && ok {
+		return v.read(before)
 	}
 	return nil, nil
 }
