@@ -192,9 +192,25 @@ func (b *bench) idling(d *harness.Device) error {
 }
 
 // watch lets devices with disks of their own be for b.idle, and says what each has
-// written meanwhile, in bytes, and its processor time, in seconds a minute.
+// written meanwhile, in bytes, and its processor time, in seconds a minute. What
+// came before leaves traces for some minutes (a Node lists its images once a
+// minute), so that the watch begins after one without a write, or after five.
 func (b *bench) watch(devices []*harness.Device) (bytes []int64, used []float64) {
-	settle()
+	written := func() (sum int64) {
+		for _, d := range devices {
+			sum += d.BytesWritten()
+		}
+		return sum
+	}
+	before := written()
+	for range 5 {
+		time.Sleep(time.Minute)
+		now := written()
+		if now == before {
+			break
+		}
+		before = now
+	}
 	for _, d := range devices {
 		bytes, used = append(bytes, -d.BytesWritten()), append(used, -cpu(d))
 	}
