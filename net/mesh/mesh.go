@@ -133,16 +133,20 @@ func (m *Mesh) sources(w *Wanted, peers []Peer) {
 
 // report logs each peer whose way changed.
 func (m *Mesh) report(w *Wanted) {
+	told := maps.Clone(w.Ways)
 	for _, name := range slices.Sorted(maps.Keys(w.Ways)) {
 		switch way := w.Ways[name]; {
 		case way == m.ways[name]:
+		case m.ways[name] == "" && errors.Is(w.Lost[name], errNoAddress):
+			// A Node that was made a moment ago, which runs no Pods yet.
+			delete(told, name)
 		case way == NoWay:
 			m.log.Warn("the Pods of a device are not reached", "device", name, "err", w.Lost[name])
 		default:
 			m.log.Info("the Pods of a device are reached", "device", name, "way", string(way), "mtu", w.MTU)
 		}
 	}
-	m.ways = w.Ways
+	m.ways = told
 }
 
 // guard keeps strangers from putting packets into the tunnels.

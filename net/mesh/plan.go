@@ -3,11 +3,14 @@ package mesh
 import (
 	"cmp"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 )
+
+var errNoAddress = errors.New("its Node has no address")
 
 // Peer is a device of the cluster, as its Node object describes it.
 type Peer struct {
@@ -171,7 +174,7 @@ func (p *planner) cidrsOf(peer *Peer) []netip.Prefix {
 }
 
 func (p *planner) candidates(peer *Peer) (out []candidate, err error) {
-	err = fmt.Errorf("its Node has no address")
+	err = errNoAddress
 	for _, a := range peer.Addrs {
 		a = a.Unmap().WithZone("")
 		if a.IsLoopback() || a.IsUnspecified() || slices.Contains(p.self.Addrs, a) {
