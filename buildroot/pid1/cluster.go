@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"sigs.k8s.io/yaml"
 )
@@ -51,7 +52,8 @@ func WithoutSecrets(data []byte) []byte {
 	lines := bytes.Split(data, []byte("\n"))
 	for i, l := range lines {
 		for _, h := range hiddenValues {
-			if bytes.HasPrefix(l, []byte(h.key+":")) {
+			// Decoding does not tell capitals apart.
+			if key, _, found := bytes.Cut(l, []byte(":")); found && strings.EqualFold(strings.TrimSpace(string(key)), h.key) && key[0] != ' ' {
 				taken := []byte("# " + h.key + ": taken")
 				lines[i] = append(taken, bytes.Repeat([]byte(" "), max(0, len(l)-len(taken)))...)
 			}
@@ -151,6 +153,14 @@ func (c Config) daemonFlags(has func(path string) bool) map[string]any {
 	}
 	maps.Copy(flags, c.Edged)
 	return flags
+}
+
+// FirstFlags are the settings of `edged run` at the first start of a card with this
+// edged.yaml, by flag. Secret and token are in files of the device there.
+func (c Config) FirstFlags() map[string]any {
+	return c.daemonFlags(func(path string) bool {
+		return slices.ContainsFunc(hiddenValues, func(h hidden) bool { return h.path == path && h.value(c) != "" })
+	})
 }
 
 // daemonConfig writes the file that `edged run` reads.

@@ -18,7 +18,7 @@ ntp: [10.0.0.1] # clock
 `
 
 func TestSecretsLeaveTheFile(t *testing.T) {
-	for _, text := range []string{fleetConfig, "# ours\njoin: ['10.0.0.2:6443']\ntoken: a long and random text\nntp: [10.0.0.1] # clock\n"} {
+	for _, text := range []string{fleetConfig, strings.Replace(fleetConfig, "secret", "Secret", 1), "# ours\njoin: ['10.0.0.2:6443']\ntoken: a long and random text\nntp: [10.0.0.1] # clock\n"} {
 		padded, err := PadConfig([]byte(text))
 		if err != nil || len(padded) != ConfigBytes {
 			t.Fatalf("%d bytes, %v", len(padded), err)

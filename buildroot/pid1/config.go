@@ -2,16 +2,22 @@ package pid1
 
 import (
 	"bytes"
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"strings"
 	"time"
 
 	"sigs.k8s.io/yaml"
+
+	"edged/buildroot/fat"
 )
 
 // Config is edged.yaml on the boot partition, the same for all cards.
@@ -69,7 +75,7 @@ const (
 func ParseConfig(data []byte) (c Config, err error) {
 	data = bytes.TrimRight(data, " \n\x00")
 	if err := yaml.UnmarshalStrict(data, &c); err != nil {
-		return Config{}, fmt.Errorf("%s: %w", ConfigName, err)
+		return Config{}, fmt.Errorf("%s: %w", ConfigName, readable(err))
 	}
 	if c.Data != "" && c.Data != "recreate" {
 		return Config{}, fmt.Errorf("%s: data: %q is not recreate", ConfigName, c.Data)
@@ -77,12 +83,9 @@ func ParseConfig(data []byte) (c Config, err error) {
 	if c.Kubeconfig != "" && c.Kubeconfig != "boot" {
 		return Config{}, fmt.Errorf("%s: kubeconfig: %q is not boot", ConfigName, c.Kubeconfig)
 	}
-	if err := c.checkCluster(); err != nil {
-		return Config{}, fmt.Errorf("%s: %w", ConfigName, err)
-	}
-	for _, l := range c.Network.Links {
-		if l.Name == "" || !l.Address.IsValid() || !l.Address.Addr().Is4() {
-			return Config{}, fmt.Errorf("%s: network: a link needs a name and an IPv4 address like 10.0.0.2/24", ConfigName)
+	for _, err := range []error{c.checkCluster(), c.Network.check(), checkTexts(data), checkHostname(c.Hostname)} {
+		if err != nil {
+			return Config{}, fmt.Errorf("%s: %w", ConfigName, err)
 		}
 	}
 	for _, key := range []string{"config", "data-dir", "run-dir"} {
@@ -91,6 +94,71 @@ func ParseConfig(data []byte) (c Config, err error) {
 		}
 	}
 	return c, nil
+}
+
+// readable says what is wrong with edged.yaml without the words of Go's decoders.
+func readable(err error) error {
+	var kind *json.UnmarshalTypeError
+	if errors.As(err, &kind) {
+		have, _, _ := strings.Cut(kind.Value, " ") // the value itself may follow
+		have = cmp.Or(map[string]string{"string": "a text", "bool": "true or false", "number": "a number", "array": "a list", "object": "keys with values"}[have], have)
+		want := cmp.Or(map[reflect.Kind]string{reflect.String: "a text", reflect.Slice: "a list like [a, b]", reflect.Int: "a whole number"}[kind.Type.Kind()], "keys with values")
+		if kind.Field == "" {
+			return fmt.Errorf("want %s, not %s", want, have)
+		}
+		return fmt.Errorf("%s: want %s, not %s", kind.Field, want, have)
+	}
+	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
+		err = inner
+	}
+	text := err.Error()
+	if field, ok := strings.CutPrefix(text, "json: unknown field "); ok {
+		return fmt.Errorf("there is no key %s", field)
+	}
+	if strings.Contains(text, "Parse") { // of net/netip, which no other key has
+		return fmt.Errorf("network: want addresses like 10.0.0.2, and those of links with their length, 10.0.0.2/24: %s", text)
+	}
+	return errors.New(strings.Join(strings.Fields(text), " ")) // YAML's are on several lines
+}
+
+// checkTexts refuses a secret that YAML takes for a number: what it is turned into may
+// be another text than was meant.
+func checkTexts(data []byte) error {
+	var values map[string]any
+	if err := yaml.Unmarshal(data, &values); err != nil {
+		return readable(err)
+	}
+	for _, h := range hiddenValues {
+		if _, text := values[h.key].(string); values[h.key] != nil && !text {
+			return fmt.Errorf("%s: YAML does not take it for a text: put it into quotes", h.key)
+		}
+	}
+	return nil
+}
+
+var hostnamePattern = regexp.MustCompile(`^[a-zA-Z0-9]([-.a-zA-Z0-9]{0,61}[a-zA-Z0-9])?$`)
+
+func checkHostname(pattern string) error {
+	if name := strings.ReplaceAll(pattern, "{serial}", "00000000"); name != "" && !hostnamePattern.MatchString(name) {
+		return fmt.Errorf("hostname: %q is none: want at most 63 letters, digits and hyphens, and {serial} for the board's number", pattern)
+	}
+	return nil
+}
+
+func (n NetworkConfig) check() error {
+	seen := map[string]bool{}
+	for _, l := range n.Links {
+		switch {
+		case l.Name == "" || !l.Address.IsValid() || !l.Address.Addr().Is4():
+			return errors.New("network: a link needs a name and an IPv4 address like 10.0.0.2/24")
+		case l.Gateway.IsValid() && !l.Address.Contains(l.Gateway):
+			return fmt.Errorf("network: %s: the gateway %s is not in %s", l.Name, l.Gateway, l.Address.Masked())
+		case seen[l.Name]:
+			return fmt.Errorf("network: %s is there twice", l.Name)
+		}
+		seen[l.Name] = true
+	}
+	return nil
 }
 
 // PadConfig makes a config as long as the file on the boot partition.
@@ -114,6 +182,13 @@ func (s *system) readConfig() error {
 	}
 	s.config, err = ParseConfig(data)
 	return err
+}
+
+// holds tells whether the daemon must not start for what was wrong with edged.yaml: a
+// device that is of no cluster yet would found one of its own, and stay in it when the
+// file is mended. One without the file is meant to.
+func holds(configErr error, dataDir string) bool {
+	return configErr != nil && !errors.Is(configErr, fat.ErrNotExist) && !exists(filepath.Join(dataDir, "store"))
 }
 
 // giveKubeconfig puts the administrator's kubeconfig on the boot partition.

@@ -20,8 +20,12 @@ const (
 	lifeEvery = 10 * time.Second
 	lifeMax   = 90 * time.Second
 	// trialMax is how long a new slot may take to be ready before the old one is
-	// started again.
-	trialMax   = 120 * time.Second
+	// started again: an old board with a slow card and a long log to read is not a
+	// broken system.
+	trialMax = 5 * time.Minute
+	// giveEvery is how long after a failure the kubeconfig is asked for again: a
+	// device that starts on a slow card may not answer in time.
+	giveEvery  = 10 * time.Second
 	backoffMin = time.Second
 	backoffMax = time.Minute
 )
@@ -34,7 +38,8 @@ type daemon struct {
 	pid      int // 0: not running
 	started  time.Time
 	lastLife time.Time
-	pings    bool // it has said that it lives at least once
+	pings    bool      // it has said that it lives at least once
+	giveAt   time.Time // when to give the kubeconfig; zero: given, or not wanted
 	backoff  time.Duration
 	startAt  time.Time
 	notify   chan string
@@ -83,7 +88,7 @@ func (d *daemon) run(signals <-chan os.Signal) syscall.Signal {
 	for {
 		now := time.Now()
 		d.dog.allow(loopMax)
-		if d.pid == 0 && d.s.dataErr == nil && !now.Before(d.startAt) {
+		if d.pid == 0 && d.s.dataErr == nil && !d.s.held && !now.Before(d.startAt) {
 			d.start(now)
 		}
 		if d.pings && d.pid != 0 && now.Sub(d.lastLife) > lifeMax {
@@ -94,6 +99,9 @@ func (d *daemon) run(signals <-chan os.Signal) syscall.Signal {
 		if d.s.trial && now.Sub(booted) > trialMax {
 			d.s.console.say("this slot was not ready in %v: back to the other one", trialMax)
 			return unix.SIGTERM
+		}
+		if d.pid != 0 && !d.giveAt.IsZero() && !now.Before(d.giveAt) {
+			d.give()
 		}
 		select {
 		case sig := <-signals:
@@ -115,7 +123,7 @@ func (d *daemon) heard(line string) {
 		d.backoff = backoffMin
 		d.s.console.say("the daemon is ready after %.1f s", time.Since(d.started).Seconds())
 		if d.s.config.Kubeconfig == "boot" {
-			d.s.console.check("put the kubeconfig on the boot partition", d.s.giveKubeconfig())
+			d.giveAt = time.Now()
 		}
 		if d.s.trial {
 			if err := d.s.markGood(); err != nil {
@@ -124,6 +132,16 @@ func (d *daemon) heard(line string) {
 				d.s.console.say("slot %s is kept", d.s.options["edged.slot"])
 			}
 		}
+	}
+}
+
+// give puts the kubeconfig on the boot partition, if need be later again.
+func (d *daemon) give() {
+	err := d.s.giveKubeconfig()
+	d.s.console.check("put the kubeconfig on the boot partition", err)
+	d.giveAt = time.Time{}
+	if err != nil {
+		d.giveAt = time.Now().Add(giveEvery)
 	}
 }
 

@@ -31,6 +31,7 @@ type system struct {
 	boot    bootMedium
 	net     *network
 	dataErr error // why there is no data partition
+	held    bool  // the daemon is not started
 	trial   bool  // this slot has not been ready yet
 }
 
@@ -66,7 +67,8 @@ func (s *system) run() {
 	c.check("set up control groups", setupCgroups())
 
 	c.check("find the boot partition", s.findBoot())
-	c.check("read edged.yaml", s.readConfig())
+	configErr := s.readConfig()
+	c.check("read edged.yaml", configErr)
 	dog.allow(startMax)
 	if s.dataErr = s.mountData(); s.dataErr != nil {
 		c.say("NO DATA PARTITION: %v", s.dataErr)
@@ -76,6 +78,9 @@ func (s *system) run() {
 		dog.allow(startMax)
 		c.check("copy what the boot partition brings", s.preload())
 		c.check("take secrets off the boot partition", s.consumeSecrets())
+		if s.held = holds(configErr, dataDir); s.held {
+			c.say("the daemon is not started: this device is of no cluster yet, and which one is its own edged.yaml does not tell; mend that file and start the device again")
+		}
 	}
 	name := s.hostname()
 	c.check("set the host name", unix.Sethostname([]byte(name)))

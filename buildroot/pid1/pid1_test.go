@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"edged/buildroot/fat"
 )
 
 func TestParseConfig(t *testing.T) {
@@ -23,12 +27,59 @@ func TestParseConfig(t *testing.T) {
 	if _, err := ParseConfig(nil); err != nil {
 		t.Errorf("an empty file: %v", err)
 	}
-	for _, bad := range []string{
-		"hostnam: x", "data: delete", "kubeconfig: everywhere", "network: {links: [{name: eth0}]}", "network: {links: [{name: eth0, address: 'fd00::1/64'}]}",
-		"edged: {data-dir: /tmp}", "[",
+	for _, good := range []string{"hostname: PI-{serial}.cellar", "labels: {floor: 3}", "Cluster: home"} {
+		if _, err := ParseConfig([]byte(good)); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for bad, want := range map[string]string{
+		"hostnam: x":                       `there is no key "hostnam"`,
+		"network: {wifi: x}":               `there is no key "wifi"`,
+		"cluster home":                     "want keys with values, not a text",
+		"join: 10.0.0.2:6443":              "join: want a list like [a, b], not a text",
+		"labels: [a=b]":                    "labels: want keys with values, not a list",
+		"hostname: {serial}":               "hostname: want a text, not keys with values",
+		"bootstrap-expect: all":            "bootstrap-expect: want a whole number, not a text",
+		"hostname: Bad_Name":               `hostname: "Bad_Name" is none`,
+		"hostname: a-{serail}":             `hostname: "a-{serail}" is none`,
+		"data: delete":                     `"delete" is not recreate`,
+		"kubeconfig: everywhere":           `"everywhere" is not boot`,
+		"network: {links: [{name: eth0}]}": "a name and an IPv4 address",
+		"network: {links: [{name: eth0, address: 'fd00::1/64'}]}":                              "a name and an IPv4 address",
+		"network: {links: [{name: eth0, address: 10.0.0.5}]}":                                  `with their length, 10.0.0.2/24: netip.ParsePrefix("10.0.0.5")`,
+		"network: {links: [{name: eth0, address: 10.0.0.5/24, gateway: 10.0.1.1}]}":            "eth0: the gateway 10.0.1.1 is not in 10.0.0.0/24",
+		"network: {links: [{name: e, address: 10.0.0.5/24}, {name: e, address: 10.0.0.6/24}]}": "e is there twice",
+		"edged: {data-dir: /tmp}":                  "data-dir is fixed",
+		"cluster: home\nsecret: 12345678901234567": "secret: YAML does not take it for a text",
+		"data: recreate\ndata: recreate":           `line 2: key "data" already set`,
+		"[":                                        "yaml: ",
 	} {
-		if _, err := ParseConfig([]byte(bad)); err == nil {
-			t.Errorf("%q was taken", bad)
+		if _, err := ParseConfig([]byte(bad)); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: %v, want it to say %q on one line", bad, err, want)
+		}
+	}
+}
+
+// TestHolds: a device that is of no cluster yet does not found one for a file that it
+// cannot read; one that is goes on.
+func TestHolds(t *testing.T) {
+	_, bad := ParseConfig([]byte("hostnam: x"))
+	fresh, member := t.TempDir(), t.TempDir()
+	if err := os.Mkdir(filepath.Join(member, "store"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		err  error
+		dir  string
+		want bool
+	}{
+		"fresh, a good file": {nil, fresh, false},
+		"fresh, a bad one":   {bad, fresh, true},
+		"fresh, none":        {fmt.Errorf("read: %w", fat.ErrNotExist), fresh, false},
+		"a member":           {bad, member, false},
+	} {
+		if got := holds(c.err, c.dir); got != c.want {
+			t.Errorf("%s: %v", name, got)
 		}
 	}
 }

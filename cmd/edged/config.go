@@ -172,18 +172,23 @@ func (c *config) readFile(flags *pflag.FlagSet) error {
 	if err := yaml.UnmarshalStrict(data, &values); err != nil {
 		return misusef("%s: %w", c.configFile, err)
 	}
+	return setFlags(flags, values, c.configFile)
+}
+
+// setFlags sets the flags that the command line did not from the file at source.
+func setFlags(flags *pflag.FlagSet, values map[string]any, source string) error {
 	all := pflag.NewFlagSet("", pflag.ContinueOnError)
 	new(config).runFlags(all)
 	for key, v := range values {
 		if all.Lookup(key) == nil || key == "config" {
-			return misusef("%s: unknown key %q", c.configFile, key)
+			return misusef("%s: unknown key %q", source, key)
 		}
 		f := flags.Lookup(key)
 		if f == nil || f.Changed {
 			continue
 		}
 		if err := setFlag(flags, key, v); err != nil {
-			return misusef("%s: %s: %w", c.configFile, key, err)
+			return misusef("%s: %s: %w", source, key, err)
 		}
 	}
 	return nil

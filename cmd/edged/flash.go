@@ -45,7 +45,7 @@ func runFlash(ctx context.Context, e env) error {
 		if text, err = os.ReadFile(*config); err != nil {
 			return misusef("--config: %w", err)
 		}
-		if _, err := pid1.ParseConfig(text); err != nil {
+		if err := checkCard(text); err != nil {
 			return misusef("--config: %w", err)
 		}
 		if text, err = pid1.PadConfig(text); err != nil {

@@ -60,7 +60,7 @@ func smallImage(t *testing.T) string {
 
 func TestFlash(t *testing.T) {
 	image, card, config := smallImage(t), filepath.Join(t.TempDir(), "card"), filepath.Join(t.TempDir(), "edged.yaml")
-	if err := os.WriteFile(config, []byte("hostname: cellar\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte("hostname: cellar\ncluster: home\nsecret: a long random text\nbootstrap-expect: 3\nlabels: {room: cellar, floor: 3}\ntaints: ['a=b:NoSchedule']\nedged: {voters: 3}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var out, stderr bytes.Buffer
@@ -94,6 +94,26 @@ func TestFlashRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	card := filepath.Join(t.TempDir(), "card")
+	for text, want := range map[string]string{
+		"join: ['10.0.0.2:6443']":                    "join: it needs token",
+		"join: ['10.0.0.2:6443']\ntoken: guessed":    "not a token: want the text that `edged token create` printed",
+		"cluster: home":                              "cluster: it needs secret",
+		"cluster: ho me\nsecret: a long random text": "--cluster-name",
+		"taints: ['dedicated=io']":                   "--node-taint",
+		"labels: {room: a b}":                        "--node-label",
+		"edged: {no-such-flag: 1}":                   `unknown key "no-such-flag"`,
+		"edged: {log-level: loud}":                   "--log-level",
+	} {
+		path := filepath.Join(t.TempDir(), "edged.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out, stderr bytes.Buffer
+		code := dispatch(context.Background(), env{[]string{"flash", "--image", image, "--device", card, "--config", path}, nil, &out, &stderr})
+		if code != exitMisuse || !strings.Contains(stderr.String(), want) {
+			t.Errorf("%q: exit code %d, %q; want it to say %q", text, code, stderr.String(), want)
+		}
+	}
 	for name, c := range map[string]struct {
 		args []string
 		code int
