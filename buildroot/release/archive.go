@@ -104,13 +104,16 @@ func (r release) bundle(a arch, binary, bom []byte) ([]byte, error) {
 	return tarGz(files, r.bundleName(a)+"/", r.time)
 }
 
-var notDebian = regexp.MustCompile(`[^A-Za-z0-9.+~]+`)
+var (
+	notDebian  = regexp.MustCompile(`[^A-Za-z0-9.+~]+`)
+	isReleased = regexp.MustCompile(`^[0-9]+\.[0-9]`) // a commit's name may begin with a digit, too
+)
 
 // debVersion is the version as dpkg wants it: it begins with a digit, and a
 // commit without a tag sorts before every release.
 func (r release) debVersion() string {
 	v := notDebian.ReplaceAllString(strings.TrimPrefix(r.version, "v"), ".")
-	if v[0] < '0' || v[0] > '9' || !strings.Contains(v, ".") {
+	if !isReleased.MatchString(v) {
 		v = "0~" + v
 	}
 	return v

@@ -24,7 +24,7 @@ func testRelease(t *testing.T) release {
 
 func TestDebVersion(t *testing.T) {
 	for in, want := range map[string]string{
-		"v1.2.3": "1.2.3", "v1.2.3-4-gabcdef-dirty": "1.2.3.4.gabcdef.dirty", "abcdef1": "0~abcdef1", "4bcdef1": "0~4bcdef1",
+		"v1.2.3": "1.2.3", "v1.2.3-4-gabcdef-dirty": "1.2.3.4.gabcdef.dirty", "abcdef1": "0~abcdef1", "4bcdef1": "0~4bcdef1", "4bcdef1-dirty": "0~4bcdef1.dirty",
 	} {
 		if got := (release{version: in}).debVersion(); got != want {
 			t.Errorf("%s: %s, want %s", in, got, want)
