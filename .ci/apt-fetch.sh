@@ -14,10 +14,10 @@ apt=$(realpath -m "$(dirname "$0")/../.cache/apt/$deb")
 mkdir -p "$apt"/{state/lists/partial,cache/archives/partial}
 : >"$apt/status"
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${DEBIAN_MIRROR:-http://deb.debian.org/debian} $VERSION_CODENAME main" >"$apt/sources.list"
-opts=(-qq -o "Dir::State=$apt/state" -o "Dir::State::status=$apt/status" -o "Dir::Cache=$apt/cache"
+opts=(-qq -o Acquire::Retries=3 -o "Dir::State=$apt/state" -o "Dir::State::status=$apt/status" -o "Dir::Cache=$apt/cache"
   -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=- -o "APT::Architecture=$deb" -o "APT::Architectures=$deb"
   -o APT::Sandbox::User=root)
-find "$apt/state/lists" -name '*_Packages*' -mmin -720 | grep -q . || apt-get "${opts[@]}" update
+find "$apt/state/lists" -name '*_Packages*' -mmin -720 | grep . >/dev/null || apt-get "${opts[@]}" update
 if [ "$depends" ]; then
   apt-cache "${opts[@]}" depends "$depends" | sed -n 's/^ *Depends: //p'
   exit

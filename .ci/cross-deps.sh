@@ -4,7 +4,6 @@
 # usage: cross-deps.sh amd64|arm64|armv7|armv6...
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export DEBIAN_FRONTEND=noninteractive
 host=$(dpkg --print-architecture)
 declare -A debian=([amd64]=amd64 [arm64]=arm64 [armv7]=armhf [armv6]=armel)
 declare -A triple=([amd64]=x86-64-linux-gnu [arm64]=aarch64-linux-gnu [armv7]=arm-linux-gnueabihf [armv6]=arm-linux-gnueabi)
@@ -16,10 +15,7 @@ for arch; do
   command -v "${triple[$arch]/x86-64/x86_64}-gcc" >/dev/null ||
     missing+=("gcc-${triple[$arch]}" "libc6-dev-${debian[$arch]}-cross")
 done
-if [ ${#missing[@]} -gt 0 ]; then
-  apt-get -qq update
-  apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
-fi
+bash .ci/install.sh "${missing[@]}"
 
 for arch; do
   deb=${debian[$arch]} root=$PWD/.cache/sysroot/$arch

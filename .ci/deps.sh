@@ -19,8 +19,4 @@ need mtype mtools
 need sfdisk fdisk
 [ -e /usr/include/seccomp.h ] || missing+=(libseccomp-dev)
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
-[ ${#missing[@]} -eq 0 ] && exit 0
-command -v apt-get >/dev/null || { echo "deps: install ${missing[*]}" >&2; exit 1; }
-export DEBIAN_FRONTEND=noninteractive
-apt-get -qq update
-apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+bash "$(dirname "$0")/install.sh" "${missing[@]}"

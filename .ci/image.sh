@@ -18,12 +18,11 @@ esac
 dist=$(realpath -m "${DIST:-dist}")
 export VERSION=${VERSION:-$(git describe --tags --always --dirty 2>/dev/null || echo unknown)}
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)} CGO_ENABLED=0 GOFLAGS=-trimpath
-export DEBIAN_FRONTEND=noninteractive
 missing=()
 for t in mksquashfs:squashfs-tools mke2fs:e2fsprogs xz:xz-utils; do
   command -v "${t%:*}" >/dev/null || missing+=("${t#*:}")
 done
-[ ${#missing[@]} -eq 0 ] || { apt-get -qq update && apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null; }
+bash .ci/install.sh "${missing[@]}"
 
 key=${UPGRADE_KEY:-.cache/upgrade.key}
 if [ ! -e "$key" ]; then

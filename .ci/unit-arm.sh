@@ -5,11 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CGO_ENABLED=0 GOFLAGS=-trimpath
-command -v qemu-arm-static >/dev/null || {
-  export DEBIAN_FRONTEND=noninteractive
-  apt-get -qq update
-  apt-get -qq install -y --no-install-recommends qemu-user-static >/dev/null
-}
+command -v qemu-arm-static >/dev/null || bash .ci/install.sh qemu-user-static
 packages=(./raftstore/wal ./raftstore/mvcc ./internal/atomicfile ./apiserver/codec ./controller/gc ./controller/loop ./scheduler/... ./buildroot/fat ./buildroot/disk ./buildroot/slot ./buildroot/pid1)
 for goarch in ${GOARCHES:-arm64 arm}; do
   case $goarch in arm64) qemu=qemu-aarch64-static ;; arm) qemu=qemu-arm-static ;; esac
