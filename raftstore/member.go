@@ -720,7 +720,7 @@ func (s *Store) MoveLeader(ctx context.Context, req *pb.MoveLeaderRequest) (*pb.
 			return nil, err
 		}
 	}
-	return &pb.MoveLeaderResponse{Header: s.memberHeader()}, nil
+	return &pb.MoveLeaderResponse{}, nil // as etcd, without a header
 }
 
 // transfer hands leadership to a voter and waits until it has it.

@@ -3,6 +3,8 @@ package etcdapi
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
@@ -39,7 +41,7 @@ var statuses = []struct{ err, status error }{
 	{raftstore.ErrMemberNotLearner, rpctypes.ErrGRPCMemberNotLearner},
 	{raftstore.ErrLearnerNotReady, rpctypes.ErrGRPCLearnerNotReady},
 	{raftstore.ErrTooManyLearners, rpctypes.ErrGRPCTooManyLearners},
-	{raftstore.ErrNotEnoughStarted, rpctypes.ErrGRPCMemberNotEnoughStarted},
+	{raftstore.ErrNotEnoughStarted, status.Error(codes.Unknown, rpctypes.ErrMemberNotEnoughStarted.Error())}, // etcd's mistake
 	{raftstore.ErrTimeout, rpctypes.ErrGRPCTimeout},
 	{raftstore.ErrTimeoutLeaderLost, rpctypes.ErrGRPCTimeoutDueToLeaderFail},
 	{raftstore.ErrLeaderChanged, rpctypes.ErrGRPCLeaderChanged},
@@ -62,6 +64,23 @@ var statuses = []struct{ err, status error }{
 	{auth.ErrInvalidToken, rpctypes.ErrGRPCInvalidAuthToken},
 	{auth.ErrInvalidMgmt, rpctypes.ErrGRPCInvalidAuthMgmt},
 	{auth.ErrOldRevision, rpctypes.ErrGRPCAuthOldRevision},
+}
+
+// clientServices are clients of the store in etcd: codes are lost on the way through
+// the client, words are not.
+var clientServices = []string{"/v3lockpb.Lock/", "/v3electionpb.Election/"}
+
+// statusOf is toStatus for an error of a method's.
+func statusOf(method string, err error) error {
+	err = toStatus(err)
+	switch status.Code(err) {
+	case codes.OK, codes.Canceled, codes.DeadlineExceeded:
+		return err
+	}
+	if slices.ContainsFunc(clientServices, func(s string) bool { return strings.HasPrefix(method, s) }) {
+		return status.Error(codes.Unknown, status.Convert(err).Message())
+	}
+	return err
 }
 
 // toStatus gives an error of the store the form in which etcd's clients know it.

@@ -139,7 +139,27 @@ func TestRefusals(t *testing.T) {
 			_, err := s.auth.Authenticate(ctx, &pb.AuthenticateRequest{Name: "u", Password: "p"})
 			return err
 		}, rpctypes.ErrGRPCAuthNotEnabled},
-		"no root":          {func() error { _, err := s.auth.AuthEnable(ctx, &pb.AuthEnableRequest{}); return err }, rpctypes.ErrGRPCRootUserNotExist},
+		"no root": {func() error { _, err := s.auth.AuthEnable(ctx, &pb.AuthEnableRequest{}); return err }, rpctypes.ErrGRPCRootUserNotExist},
+		"lock without a lease": {func() error {
+			_, err := lockpb.NewLockClient(s.conn).Lock(ctx, &lockpb.LockRequest{Name: key, Lease: 9})
+			return err
+		}, status.Error(codes.Unknown, "etcdserver: requested lease not found")},
+		"unlock nothing": {func() error {
+			_, err := lockpb.NewLockClient(s.conn).Unlock(ctx, &lockpb.UnlockRequest{})
+			return err
+		}, status.Error(codes.Unknown, "etcdserver: key is not provided")},
+		"stand without a lease": {func() error {
+			_, err := electionpb.NewElectionClient(s.conn).Campaign(ctx, &electionpb.CampaignRequest{Name: key, Lease: 9})
+			return err
+		}, status.Error(codes.Unknown, "etcdserver: requested lease not found")},
+		"remove the last member": {func() error {
+			_, err := pb.NewClusterClient(s.conn).MemberRemove(ctx, &pb.MemberRemoveRequest{ID: s.store.MemberID()})
+			return err
+		}, status.Error(codes.Unknown, "etcdserver: re-configuration failed due to not enough started members")},
+		"downgrade somehow": {func() error {
+			_, err := s.maint.Downgrade(ctx, &pb.DowngradeRequest{Action: 9, Version: "3.6"})
+			return err
+		}, status.Error(codes.Unknown, "etcdserver: unknown method")},
 		"hash of the past": {func() error { _, err := s.maint.HashKV(ctx, &pb.HashKVRequest{Revision: 2}); return err }, rpctypes.ErrGRPCCompacted},
 	}
 	for name, tt := range tests {
@@ -149,6 +169,44 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("%v, want %v", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestAnswers is of fields in which answers differed from those of etcd 3.7.3.
+func TestAnswers(t *testing.T) {
+	s := serve(t, raftstore.Config{}, etcdapi.Config{})
+	ctx := t.Context()
+	if _, err := s.kv.Compact(ctx, &pb.CompactionRequest{}); err != nil {
+		t.Errorf("compacted at 0 before anything else: %v", err)
+	}
+	for _, key := range []string{"a", "a", "b", "c", "d", "e"} {
+		s.put(t, key, "v")
+	}
+	// One key more than the limit is sorted.
+	r, err := s.kv.Range(ctx, &pb.RangeRequest{Key: []byte("a"), RangeEnd: []byte("z"), Limit: 3, SortTarget: pb.RangeRequest_VERSION})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys []string
+	for _, kv := range r.Kvs {
+		keys = append(keys, string(kv.Key))
+	}
+	if strings.Join(keys, "") != "bcd" || !r.More || r.Count != 5 {
+		t.Errorf("sorted by version: %v", r)
+	}
+	x, err := s.kv.Txn(ctx, &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{Success: []*pb.RequestOp{
+		{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("a")}}}}}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in := x.Responses[0].GetResponseTxn(); in.Header == nil || in.Header.Revision != 0 || in.Responses[0].GetResponsePut().Header.Revision != x.Header.Revision {
+		t.Errorf("nested: %v", x)
+	}
+	if m, err := s.maint.MoveLeader(ctx, &pb.MoveLeaderRequest{TargetID: s.store.MemberID()}); err != nil || m.Header != nil {
+		t.Errorf("moved to who leads: %v, %v", m, err)
+	}
+	if d, err := s.maint.Downgrade(ctx, &pb.DowngradeRequest{Action: pb.DowngradeRequest_CANCEL}); err != nil || d.Version != "3.7" {
+		t.Errorf("no downgrade cancelled: %v, %v", d, err)
 	}
 }
 
@@ -241,7 +299,7 @@ func TestWatches(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.create(&pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 2})
-	if r := w.next(); !r.Canceled || r.CompactRevision != rev {
+	if r := w.next(); !r.Canceled || r.CompactRevision != rev || r.Header.Revision != 0 {
 		t.Errorf("from a compacted revision: %v", r)
 	}
 }

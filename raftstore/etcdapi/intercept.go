@@ -107,7 +107,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		}
 	}
 	resp, err := handler(ctx, req)
-	return resp, toStatus(err)
+	return resp, statusOf(info.FullMethod, err)
 }
 
 // stream refuses and ends streams whose client insists on a leader when there is
@@ -136,7 +136,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	if cause := context.Cause(ctx); leader && cause == rpctypes.ErrGRPCNoLeader {
 		return cause
 	}
-	return toStatus(err)
+	return statusOf(info.FullMethod, err)
 }
 
 type streamWith struct {

@@ -11,7 +11,9 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"edged/raftstore"
 	"edged/raftstore/mvcc"
@@ -185,8 +187,12 @@ func (s maintenanceService) Downgrade(ctx context.Context, req *pb.DowngradeRequ
 		return nil, err
 	}
 	resp := &pb.DowngradeResponse{Header: s.header(), Version: "3.7"}
-	if req.Action == pb.DowngradeRequest_CANCEL {
-		return nil, rpctypes.ErrGRPCNoInflightDowngrade
+	switch req.Action {
+	case pb.DowngradeRequest_VALIDATE, pb.DowngradeRequest_ENABLE:
+	case pb.DowngradeRequest_CANCEL:
+		return resp, nil // also if there is none
+	default:
+		return nil, status.Error(codes.Unknown, "etcdserver: unknown method")
 	}
 	major, rest, ok := strings.Cut(req.Version, ".")
 	minor, _, _ := strings.Cut(rest, ".")

@@ -191,7 +191,7 @@ func (w *watchStream) round() (wake <-chan struct{}, err error) {
 func (w *watchStream) compacted(x *watch) error {
 	w.remove(x.id)
 	_, compacted := w.store.Revision()
-	return w.send(&pb.WatchResponse{Header: w.header(), WatchId: x.id, Canceled: true, CompactRevision: compacted})
+	return w.send(&pb.WatchResponse{Header: w.headerAt(0), WatchId: x.id, Canceled: true, CompactRevision: compacted})
 }
 
 // tell sends x what there is.

@@ -353,7 +353,7 @@ func (t *txn) run(c *chosen) (*pb.TxnResponse, error) {
 				return nil, err
 			}
 			nested = nested[1:]
-			tr.Header = t.header()
+			tr.Header = &pb.ResponseHeader{} // etcd fills in that of the whole alone
 			out.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: tr}
 		}
 		resp.Responses = append(resp.Responses, out)

@@ -36,6 +36,9 @@ type compaction struct {
 
 func (db *DB) compact(req *pb.CompactionRequest) (*pb.CompactionResponse, error) {
 	switch {
+	case req.Revision == 0 && db.compacted == 0:
+		// Nothing to forget: a refusal would say that there were older revisions.
+		return &pb.CompactionResponse{Header: &pb.ResponseHeader{Revision: db.revision}}, nil
 	case req.Revision <= db.compacted:
 		return nil, ErrCompacted
 	case req.Revision > db.revision:

@@ -301,6 +301,7 @@ func (g *game) stepCompact() {
 	_, err := g.try(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: at}})
 	var want error
 	switch {
+	case at == 0 && g.w.compacted == 0:
 	case at <= g.w.compacted:
 		want = mvcc.ErrCompacted
 	case at > g.w.revision:

@@ -54,13 +54,18 @@ func filtered(req *pb.RangeRequest) bool {
 }
 
 // fetchLimit is how many keys have to be read. As in etcd, a sort target without
-// an order sorts the first keys only: the limit comes before the sort.
+// an order sorts the first keys only, and one more: etcd reads that to see whether
+// there are more, and sorts before it cuts.
 func fetchLimit(req *pb.RangeRequest) int64 {
-	ordered := req.SortOrder == pb.RangeRequest_NONE || req.SortTarget == pb.RangeRequest_KEY && req.SortOrder == pb.RangeRequest_ASCEND
-	if req.Limit <= 0 || !ordered || filtered(req) {
+	switch {
+	case req.Limit <= 0 || req.Limit == math.MaxInt64 || filtered(req):
 		return math.MaxInt64
+	case req.SortTarget == pb.RangeRequest_KEY && req.SortOrder != pb.RangeRequest_DESCEND:
+		return req.Limit
+	case req.SortOrder == pb.RangeRequest_NONE:
+		return req.Limit + 1
 	}
-	return req.Limit
+	return math.MaxInt64
 }
 
 // rangeAt is Range with mu held; current is the newest revision visible.
