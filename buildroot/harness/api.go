@@ -28,7 +28,7 @@ type API struct {
 	url    string
 	client *http.Client
 	file   string // kubeconfig for kubectl
-	port   int
+	node   string
 }
 
 type kubeconfig struct {
@@ -65,7 +65,7 @@ func (m *Machine) API(limit time.Duration) *API {
 	must(m.t, err)
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(k.Clusters[0].Cluster.CA)
-	a := &API{t: m.t, url: fmt.Sprintf("https://127.0.0.1:%d", m.APIPort), port: m.APIPort, file: filepath.Join(m.dir, "kubeconfig"), client: &http.Client{
+	a := &API{t: m.t, url: fmt.Sprintf("https://127.0.0.1:%d", m.APIPort), node: m.Name(limit), file: filepath.Join(m.dir, "kubeconfig"), client: &http.Client{
 		Timeout:   20 * time.Second,
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: "kubernetes"}, MaxIdleConnsPerHost: 4},
 	}}
@@ -138,29 +138,27 @@ func (a *API) Kubectl(stdin string, args ...string) (string, error) {
 func (a *API) NodeReady(limit time.Duration) {
 	a.t.Helper()
 	poll(a.t, limit, "the Node to be Ready", func() error {
-		var list struct {
-			Items []struct{ Status status }
-		}
-		if err := a.Do(http.MethodGet, "/api/v1/nodes", nil, &list); err != nil {
+		var node struct{ Status status }
+		if err := a.Do(http.MethodGet, "/api/v1/nodes/"+a.node, nil, &node); err != nil {
 			return err
 		}
-		if len(list.Items) != 1 {
-			return fmt.Errorf("there are %d", len(list.Items))
-		}
-		if s := list.Items[0].Status; !s.has("Ready") {
-			return fmt.Errorf("its conditions are %+v", s.Conditions)
+		if !node.Status.has("Ready") {
+			return fmt.Errorf("its conditions are %+v", node.Status.Conditions)
 		}
 		return nil
 	})
 }
 
-// PodPhase waits until a Pod is in a phase.
+// PodPhase waits until a Pod is in a phase. A Pod that failed does not come to another.
 func (a *API) PodPhase(name, phase string, limit time.Duration) {
 	a.t.Helper()
 	poll(a.t, limit, "Pod "+name+" to be "+phase, func() error {
 		var pod struct{ Status status }
 		if err := a.Do(http.MethodGet, "/api/v1/namespaces/default/pods/"+name, nil, &pod); err != nil {
 			return err
+		}
+		if pod.Status.Phase == "Failed" && phase != "Failed" {
+			a.t.Fatalf("Pod %s failed: %+v", name, pod.Status)
 		}
 		if pod.Status.Phase != phase {
 			return fmt.Errorf("its status is %+v", pod.Status)

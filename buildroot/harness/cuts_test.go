@@ -71,7 +71,7 @@ func newCutter(t *testing.T, archive string, n *tally) *cutter {
 	m.On()
 	m.WaitFor(0, "edged-init: the daemon is ready", wide)
 	grown(t, m)
-	a := m.API(time.Minute)
+	a := m.API(wide)
 	a.NodeReady(wide)
 	hello(a)
 	return &cutter{t: t, m: m, a: a, n: n}

@@ -20,18 +20,19 @@ import (
 	"time"
 
 	"edged/buildroot/fat"
+	"edged/buildroot/pid1"
 	"edged/buildroot/slot"
 	"edged/internal/ociimage"
 )
 
 const config = "kubeconfig: boot\nedged:\n  node-label: [room=cellar]\n"
 
-// helloArchive is an image of examples/hello for a board, with mounts beside it.
+// helloArchive is an image of examples/hello for a board, with mounts and lookup beside it.
 func helloArchive(t *testing.T, goarch string) string {
 	t.Helper()
 	dir := t.TempDir()
 	must(t, os.Mkdir(filepath.Join(dir, "hello"), 0o755))
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "hello"), "edged/examples/hello", "edged/buildroot/harness/mounts")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "hello"), "edged/examples/hello", "edged/buildroot/harness/mounts", "edged/buildroot/harness/lookup")
 	build.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+goarch, "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -75,6 +76,15 @@ func propagates(a *API) {
 	a.PodPhase("mounts", "Succeeded", wide)
 }
 
+// finds has a Pod look up a Service by its short name and connect to it.
+func finds(a *API) {
+	a.t.Helper()
+	if _, err := a.Kubectl("", "run", "lookup", "--image=example.org/hello:v1", "--image-pull-policy=Never", "--restart=Never", "--command", "--", "/lookup", "kubernetes", "443"); err != nil {
+		a.t.Fatal(err)
+	}
+	a.PodPhase("lookup", "Succeeded", wide)
+}
+
 func grown(t *testing.T, m *Machine) {
 	t.Helper()
 	m.WaitFor(0, "edged-init: making an empty data partition", wide)
@@ -101,7 +111,7 @@ func TestAMD64(t *testing.T) {
 	m.On()
 	m.WaitFor(0, "edged-init: the daemon is ready", wide)
 	grown(t, m)
-	a := m.API(time.Minute)
+	a := m.API(wide)
 	a.NodeReady(wide)
 	poll(t, wide, "the manifest of the card", func() error {
 		_, err := a.Kubectl("", "get", "configmap", "from-the-card")
@@ -152,10 +162,10 @@ func upgrade(t *testing.T, a *API, name, file string, flags ...string) {
 	for _, f := range flags {
 		more += fmt.Sprintf(", %q", f)
 	}
-	manifest := fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"upgrade-%s"},"spec":{"restartPolicy":"Never","hostPID":true,"hostNetwork":true,
+	manifest := fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"upgrade-%s"},"spec":{"nodeName":%q,"restartPolicy":"Never","hostPID":true,"hostNetwork":true,
 "containers":[{"name":"upgrade","image":"example.org/hello:v1","imagePullPolicy":"Never","securityContext":{"privileged":true},
 "command":["/host/bin/edged","upgrade","--root","/host","--image","http://10.0.2.2:%s/"%s],"volumeMounts":[{"name":"host","mountPath":"/host"}]}],
-"volumes":[{"name":"host","hostPath":{"path":"/"}}]}}`, name, port, more)
+"volumes":[{"name":"host","hostPath":{"path":"/"}}]}}`, name, a.node, port, more)
 	if _, err := a.Kubectl(manifest, "create", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
@@ -220,6 +230,7 @@ func TestPi(t *testing.T) {
 	var n tally
 	c := newCutter(t, helloArchive(t, "arm64"), &n)
 	propagates(c.a)
+	finds(c.a)
 	for round := range 2 {
 		c.cut(round)
 	}
@@ -230,15 +241,21 @@ func TestPi(t *testing.T) {
 	}
 }
 
-// TestPiUpgrade lets the harness's firmware read tryboot.txt once: the new slot is
-// kept when it is ready; one whose root cannot be mounted is left by itself.
+// TestPiUpgrade has a machine join a cluster by the address and the token of its card,
+// labelled and tainted as that says. Then the harness's firmware reads tryboot.txt once:
+// the new slot is kept when it is ready; one whose root cannot be mounted is left by
+// itself.
 func TestPiUpgrade(t *testing.T) {
 	t.Parallel()
-	m := New(t, Options{Board: "rpi", MemoryMB: 384, Config: config, Preload: []string{helloArchive(t, "arm64")}})
+	founder := NewFounder(t)
+	token := founder.Token(wide)
+	m := New(t, Options{Board: "rpi", MemoryMB: 384, Reachable: true, Preload: []string{helloArchive(t, "arm64")},
+		Config: "kubeconfig: boot\njoin: ['" + hostAddress + ":6443']\ntoken: " + token + "\nlabels: {room: cellar}\ntaints: ['dedicated=io:NoSchedule']\n"})
 	m.On()
 	m.WaitFor(0, "edged-init: the daemon is ready", wide)
-	a := m.API(time.Minute)
+	a := m.API(wide)
 	a.NodeReady(wide)
+	joined(t, m, a, founder, token)
 	good := filepath.Join(os.Getenv("EDGED_IMAGES"), "edged-rpi.upgrade")
 	mark := m.Mark()
 	upgrade(t, a, "good", good)
@@ -263,6 +280,31 @@ func TestPiUpgrade(t *testing.T) {
 	a.NodeReady(wide)
 }
 
+// joined looks at what became of the card's join, token, labels and taints.
+func joined(t *testing.T, m *Machine, a *API, founder *Founder, token string) {
+	t.Helper()
+	members, err := founder.edged("member", "list")
+	must(t, err)
+	if !strings.Contains(members, m.Name(wide)) {
+		t.Errorf("the founder's cluster has no %s:\n%s", m.Name(wide), members)
+	}
+	text, err := m.Boot().ReadFile(pid1.ConfigName)
+	must(t, err)
+	if strings.Contains(string(text), token) {
+		t.Error("the token is still on the boot partition")
+	}
+	var node struct {
+		Metadata struct{ Labels map[string]string }
+		Spec     struct {
+			Taints []struct{ Key, Value, Effect string }
+		}
+	}
+	must(t, a.Do(http.MethodGet, "/api/v1/nodes/"+m.Name(wide), nil, &node))
+	if node.Metadata.Labels["room"] != "cellar" || !strings.Contains(fmt.Sprint(node.Spec.Taints), "{dedicated io NoSchedule}") {
+		t.Errorf("the Node has the labels %v and the taints %v", node.Metadata.Labels, node.Spec.Taints)
+	}
+}
+
 // TestPi3B boots from the SD card of an emulated board, by its own device tree,
 // with its network on USB, a static address, and its clock at 1970 until a time server
 // tells; at the next start it goes on from the last known time.
@@ -278,7 +320,7 @@ ntp: [10.0.2.2]
 	m.WaitFor(0, "edged-init: the clock was at 1970-01-01 ", wide)
 	grown(t, m)
 	m.WaitFor(0, "edged-init: the daemon is ready", wide)
-	m.API(time.Minute).NodeReady(wide)
+	m.API(wide).NodeReady(wide)
 	m.WaitFor(0, `edged-init: usb0 has 10\.0\.2\.15/24`, wide)
 	m.WaitFor(0, `edged-init: the clock was off by \S+ \(10\.0\.2\.2\)`, wide)
 

@@ -37,6 +37,9 @@ type Options struct {
 	Manifest string   // a file for its folder of manifests
 	NBD      bool     // the harness serves the disk
 	Offline  bool     // a link that leads nowhere
+	// Reachable: what the other devices of a cluster want of it they find on the host at
+	// the address that the machine has. One machine at a time.
+	Reachable bool
 }
 
 // Machine is a machine with a card in it.
@@ -63,10 +66,7 @@ const cardBytes = 1 << 30
 // New makes a machine; it is off.
 func New(t testing.TB, o Options) *Machine {
 	t.Helper()
-	images := os.Getenv("EDGED_IMAGES")
-	if images == "" {
-		t.Skip("EDGED_IMAGES does not name a folder of images")
-	}
+	images := imagesDir(t)
 	m := &Machine{t: t, o: o, dir: t.TempDir(), more: make(chan struct{})}
 	m.card = filepath.Join(m.dir, "card.img")
 	run(t, "cp", "--sparse=always", filepath.Join(images, "edged-"+o.Board+".img"), m.card)
@@ -93,6 +93,16 @@ func New(t testing.TB, o Options) *Machine {
 		}
 	})
 	return m
+}
+
+// imagesDir is where images and binaries are; without one there is nothing to test.
+func imagesDir(t testing.TB) string {
+	t.Helper()
+	dir := os.Getenv("EDGED_IMAGES")
+	if dir == "" {
+		t.Skip("EDGED_IMAGES does not name a folder of images")
+	}
+	return dir
 }
 
 func must(t testing.TB, err error) {
@@ -188,7 +198,13 @@ func (m *Machine) On() {
 	} else if m.o.Offline {
 		args = append(args, "-netdev", "hubport,id=n,hubid=0")
 	} else {
-		args = append(args, "-netdev", fmt.Sprintf("user,id=n,hostfwd=tcp:127.0.0.1:%d-:6443", m.APIPort))
+		user := fmt.Sprintf("user,id=n,hostfwd=tcp:127.0.0.1:%d-:6443", m.APIPort)
+		if m.o.Reachable {
+			for _, port := range []string{"6443", "2380", "10250"} {
+				user += ",hostfwd=tcp:" + guestAddress + ":" + port + "-:" + port
+			}
+		}
+		args = append(args, "-netdev", user)
 	}
 	program := "qemu-system-x86_64"
 	switch {
@@ -296,12 +312,13 @@ func (m *Machine) Mark() int {
 	return len(m.lines)
 }
 
-// WaitFor returns the first line from mark on that matches.
+// WaitFor returns the first line from mark on that matches. A machine that has ended
+// says nothing more.
 func (m *Machine) WaitFor(mark int, pattern string, limit time.Duration) []string {
 	m.t.Helper()
 	re := regexp.MustCompile(pattern)
 	deadline := time.After(limit)
-	for {
+	for ended := false; ; {
 		m.mu.Lock()
 		for ; mark < len(m.lines); mark++ {
 			if f := re.FindStringSubmatch(m.lines[mark]); f != nil {
@@ -311,8 +328,13 @@ func (m *Machine) WaitFor(mark int, pattern string, limit time.Duration) []strin
 		}
 		more := m.more
 		m.mu.Unlock()
+		if ended {
+			m.t.Fatalf("the machine ended and its console did not say %q", pattern)
+		}
 		select {
 		case <-more:
+		case <-m.done:
+			ended = true
 		case <-deadline:
 			m.t.Fatalf("the console did not say %q in %v", pattern, limit)
 		}
