@@ -104,11 +104,14 @@ source: ## dist/edged-VERSION-vendor.tar.gz, which builds without a network; aft
 image: deps ## dist/edged-<board>.img and .upgrade: make image BOARD=rpi|amd64 [CONFIG=edged.yaml]
 	bash .ci/image.sh $(BOARD)
 
+.PHONY: check-image
+check-image: deps ## build both images twice, compare them and have other programs check them
+	CUTS= FLEET= BOOT= bash .ci/test-image.sh
 .PHONY: test-image
-test-image: kubectl ## build both images twice and boot them under qemu-system
+test-image: deps kubectl ## check-image, and both images booted under qemu-system
 	CUTS= FLEET= bash .ci/test-image.sh
 .PHONY: test-cuts
-test-cuts: kubectl ## the power of emulated Raspberry Pis cut under load: make test-cuts [CUTS=200]
+test-cuts: deps kubectl ## the power of emulated Raspberry Pis cut under load: make test-cuts [CUTS=200]
 	FLEET= CUTS=$(or $(CUTS),200) bash .ci/test-image.sh
 .PHONY: test-helm
 test-helm: build kubectl ## helm and an operator on controller-runtime against devices; the first build takes four minutes of CPU
@@ -123,7 +126,7 @@ test-cluster: build kubectl ## devices on subnets of their own, beside firewalls
 	EDGED_CLUSTER=1 go test -count=1 -v -run 'TestSubnets$$|TestBesideOthers$$|TestComeBack$$' ./test/e2e
 
 .PHONY: test-fleet
-test-fleet: kubectl ## three emulated machines with the same card become a cluster: make test-fleet [FLEET=lose|upgrade]
+test-fleet: deps kubectl ## three emulated machines with the same card become a cluster: make test-fleet [FLEET=lose|upgrade]
 	CUTS= FLEET=$(or $(FLEET),1) bash .ci/test-image.sh
 
 .PHONY: unit-arm
