@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -50,7 +51,10 @@ func TestLearnerRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg.Network = c.wire.listen(cfg.PeerURLs[0])
-	if s, err := Open(t.Context(), cfg); !errors.Is(err, ErrRemoved) {
+	// One that does not know that it was removed waits for a leader that never tells it.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if s, err := Open(ctx, cfg); !errors.Is(err, ErrRemoved) {
 		t.Errorf("it started again: %v, %v", s, err)
 	}
 
@@ -60,7 +64,7 @@ func TestLearnerRemoved(t *testing.T) {
 	c.members["e"] = e
 	remove("e")
 	cfg.Network = c.wire.listen(cfg.PeerURLs[0])
-	s, err := Open(t.Context(), cfg)
+	s, err := Open(ctx, cfg)
 	if err == nil {
 		ends(&testMember{s, cfg})
 		err = errors.Join(s.Err(), s.Close())
