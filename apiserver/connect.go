@@ -88,6 +88,9 @@ func (c *call) createToken() error {
 	if err != nil {
 		return err
 	}
+	if ns := obj.(*authenticationv1.TokenRequest).Namespace; ns != "" && ns != c.info.Namespace {
+		return apierrors.NewBadRequest("the namespace of the provided object does not match the namespace sent on the request")
+	}
 	if err := c.admitToken(obj, &opts); err != nil {
 		return err
 	}

@@ -62,7 +62,7 @@ func (c *catalog) group(name string) (group, bool) {
 // it.
 func (s *Server) serveRoot(w http.ResponseWriter, req *http.Request, core bool) {
 	opts, ok := negotiation.NegotiateMediaTypeOptions(req.Header.Get("Accept"), discoveryCodecs.SupportedMediaTypes(), discoveryEndpoint{})
-	if ok && opts.Convert != nil {
+	if ok && opts.Convert != nil && req.Method == http.MethodGet {
 		s.serveAggregated(w, req, opts.Accepted, core)
 		return
 	}
@@ -152,6 +152,10 @@ func storageVersionHash(gvk schema.GroupVersionKind) string {
 // writeDiscovery writes a document of the unversioned kind of groups, versions
 // and resources, which all media types can carry.
 func (s *Server) writeDiscovery(w http.ResponseWriter, req *http.Request, obj runtime.Object) {
+	if req.Method != http.MethodGet {
+		s.respondError(w, req, methodNotAllowed())
+		return
+	}
 	_, info, err := negotiation.NegotiateOutputMediaType(req, discoveryCodecs, negotiation.DefaultEndpointRestrictions)
 	if err != nil {
 		s.respondError(w, req, err)

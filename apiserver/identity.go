@@ -86,7 +86,8 @@ func parseImpersonation(h http.Header) (*impersonation, error) {
 	}
 	if who.name == "" {
 		if who.groupsSpecified || who.uid != "" || len(who.extra) > 0 {
-			return nil, apierrors.NewInternalError(fmt.Errorf("requested %v without impersonating a user", strings.Join(h[authenticationv1.ImpersonateGroupHeader], ",")))
+			asked := &user.DefaultInfo{UID: who.uid, Groups: h[authenticationv1.ImpersonateGroupHeader], Extra: who.extra}
+			return nil, apierrors.NewBadRequest(fmt.Sprintf("requested %#v without impersonating a user name", asked))
 		}
 		return nil, nil
 	}

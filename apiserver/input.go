@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"encoding/hex"
 	"fmt"
 	"io"
 	"mime"
@@ -113,12 +114,23 @@ func decodeError(err error, want schema.GroupVersionKind, got *schema.GroupVersi
 	if got != nil && got.Kind != "" {
 		return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", got.Kind, got.Version, want.Kind, err))
 	}
+	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", want.Kind, err, summarize(body)))
+}
+
+// summarize shows the beginning of a body: of what is not JSON, its bytes.
+func summarize(body []byte) string {
 	const shown = 30
-	summary := fmt.Sprintf("%q", body)
+	more := ""
 	if len(body) > shown {
-		summary = fmt.Sprintf("%q", string(body[:shown])+" ...")
+		body, more = body[:shown], " ..."
 	}
-	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", want.Kind, err, summary))
+	switch {
+	case len(body) == 0:
+		return "<empty>"
+	case body[0] == '{':
+		return string(body) + more
+	}
+	return hex.EncodeToString(body) + more
 }
 
 // decodeOptions reads query parameters into one of meta/v1's option types.
@@ -185,7 +197,6 @@ func (s *Server) deleteOptions(req *http.Request) (metav1.DeleteOptions, error) 
 	} else if err := decodeDeleteOptions(req, body, &opts); err != nil {
 		return opts, err
 	}
-	opts.IgnoreStoreReadErrorWithClusterBreakingPotential = nil
 	if errs := validation.ValidateDeleteOptions(&opts); len(errs) > 0 {
 		return opts, apierrors.NewInvalid(optionsKind("DeleteOptions"), "", errs)
 	}

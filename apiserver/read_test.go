@@ -203,6 +203,13 @@ func TestDiscovery(t *testing.T) {
 			t.Errorf("%s is not discovered", want)
 		}
 	}
+	for _, l := range lists {
+		for _, r := range l.APIResources {
+			if l.GroupVersion == "admissionregistration.k8s.io/v1" && !strings.Contains(r.Name, "/") && fmt.Sprint(r.Categories) != "[api-extensions]" {
+				t.Errorf("%s is in the categories %v", r.Name, r.Categories)
+			}
+		}
+	}
 	v, err := d.ServerVersion()
 	must(t, err)
 	if v.GitVersion != "v1.37.2+edged" {

@@ -26,8 +26,16 @@ func (s *Server) route(w http.ResponseWriter, req *http.Request, info *request.R
 	if !ok && s.others.serve(w, req) {
 		return
 	}
-	if !ok || res.namespaced && info.Namespace == "" && needsNamespace(info) {
-		notFoundPath(w)
+	if !ok || res.namespaced && info.Namespace == "" && info.Name != "" {
+		s.notFound(w, req)
+		return
+	}
+	if err := res.allows(req.Method, info); err != nil {
+		s.respondError(w, req, err)
+		return
+	}
+	if res.namespaced && info.Namespace == "" && needsNamespace(info) {
+		s.notFound(w, req)
 		return
 	}
 	if res.deprecated != "" {
@@ -55,18 +63,18 @@ func (s *Server) route(w http.ResponseWriter, req *http.Request, info *request.R
 // needsNamespace: only list, watch and nothing else of a namespaced resource
 // spans namespaces.
 func needsNamespace(info *request.RequestInfo) bool {
-	return info.Name != "" || info.Verb != "list" && info.Verb != "watch" && info.Verb != "deletecollection" && info.Verb != "create"
+	return info.Verb != "list" && info.Verb != "watch" && info.Verb != "deletecollection" && info.Verb != "create"
 }
 
 // routePaths lists the paths that are not resources.
 func (s *Server) routePaths() {
 	s.paths = map[string]http.HandlerFunc{
-		"/version": s.serveVersion,
+		"/version": s.getOnly(s.serveVersion),
 		"/":        s.serveIndex,
 	}
 	if s.tokens != nil {
-		s.paths["/.well-known/openid-configuration"] = serveDocument("application/json", s.tokens.OpenIDConfig)
-		s.paths["/openid/v1/jwks"] = serveDocument("application/jwk-set+json", s.tokens.Keyset)
+		s.paths["/.well-known/openid-configuration"] = s.getOnly(serveDocument("application/json", s.tokens.OpenIDConfig))
+		s.paths["/openid/v1/jwks"] = s.getOnly(serveDocument("application/jwk-set+json", s.tokens.Keyset))
 	}
 	if s.cfg.Metrics != nil {
 		s.paths["/metrics"] = s.cfg.Metrics.ServeHTTP
@@ -100,7 +108,7 @@ func (s *Server) routePath(w http.ResponseWriter, req *http.Request) {
 		}
 	}
 	if !s.serveDiscovery(w, req) && !s.others.serve(w, req) {
-		notFoundPath(w)
+		s.notFound(w, req)
 	}
 }
 

@@ -100,7 +100,10 @@ func TestBadBodies(t *testing.T) {
 		"name":          {"PUT", "/api/v1/namespaces/default", "application/json", `{"metadata":{"name":"other"}}`, 400, "the name of the object (other) does not match the name on the URL (default)"},
 		"invalid":       {"POST", podsPath, "application/json", `{"metadata":{"name":"p"},"spec":{"containers":[]}}`, 422, `Pod \"p\" is invalid: spec.containers: Required value`},
 		"yaml":          {"POST", "/api/v1/namespaces", "application/yaml", "metadata: {name: from-yaml}", 201, `"name":"from-yaml"`},
-		"no such verb":  {"POST", podsPath + "/p/log", "application/json", "{}", 405, `create is not supported on resources of kind \"pods\"`},
+		"cut short":     {"POST", podsPath, "application/json", `{"a":`, 400, `unexpected end of JSON input ({\"a\":)`},
+		"empty":         {"POST", podsPath, "application/json", "", 400, `unexpected end of JSON input (\u003cempty\u003e)`},
+		"no such verb":  {"POST", podsPath + "/p/log", "application/json", "{}", 405, "the server does not allow this method on the requested resource"},
+		"token's home":  {"POST", "/api/v1/namespaces/default/serviceaccounts/default/token", "application/json", `{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","metadata":{"namespace":"other"}}`, 400, "the namespace of the provided object does not match the namespace sent on the request"},
 		"no such sub":   {"GET", podsPath + "/p/none", "application/json", "", 404, "the server could not find the requested resource"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -181,6 +184,10 @@ func TestImpersonation(t *testing.T) {
 	if fmt.Sprint(u.Groups) != "[system:serviceaccounts system:serviceaccounts:default system:authenticated]" {
 		t.Errorf("groups of an account: %v", u.Groups)
 	}
+	admin.Impersonate = rest.ImpersonationConfig{Groups: []string{"devs"}}
+	if code, _, text := e.send(admin, "GET", "/version", "", ""); code != 400 || !strings.Contains(text, "without impersonating a user name") {
+		t.Errorf("a group without a user: %d %s", code, text)
+	}
 	eve := e.config("eve")
 	eve.Impersonate = rest.ImpersonationConfig{UserName: "bob"}
 	const want = `users "bob" is forbidden: User "eve" cannot impersonate resource "users" in API group "" at the cluster scope`
@@ -221,6 +228,11 @@ func TestTokens(t *testing.T) {
 	must(t, err)
 	if s := review.Status; !s.Authenticated || s.User.Username != "system:serviceaccount:default:robot" || fmt.Sprint(s.Audiences) != "["+issuer+"]" {
 		t.Errorf("review: %+v", s)
+	}
+	review, err = admin.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: "no token"}}, metav1.CreateOptions{})
+	must(t, err)
+	if s := review.Status; s.Authenticated || s.Error != "invalid bearer token" {
+		t.Errorf("review of no token: %+v", s)
 	}
 	_, err = accounts.CreateToken(ctx, "robot", &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: new(int64)}}, metav1.CreateOptions{})
 	if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "may not specify a duration less than 10 minutes") {

@@ -79,10 +79,7 @@ func (a *Authenticator) AuthenticateRequest(req *http.Request) (*authenticator.R
 	}
 	if token := bearerToken(req); token != "" {
 		resp, ok, err := a.AuthenticateToken(req.Context(), token)
-		if err != nil || !ok {
-			if err == nil {
-				err = ErrInvalidToken
-			}
+		if !ok {
 			return nil, false, err
 		}
 		req.Header.Del("Authorization")
@@ -99,7 +96,8 @@ func (a *Authenticator) AuthenticateRequest(req *http.Request) (*authenticator.R
 }
 
 // AuthenticateToken tells whom a bearer token stands for. The audiences wanted
-// are taken from ctx; none means the API server's own.
+// are taken from ctx; none means the API server's own. A token that stands for nobody
+// is an error.
 func (a *Authenticator) AuthenticateToken(ctx context.Context, token string) (*authenticator.Response, bool, error) {
 	var errs []error
 	if a.issuer != nil {
@@ -119,6 +117,9 @@ func (a *Authenticator) AuthenticateToken(ctx context.Context, token string) (*a
 		if err != nil {
 			errs = append(errs, err)
 		}
+	}
+	if len(errs) == 0 {
+		return nil, false, ErrInvalidToken
 	}
 	return nil, false, errors.Join(errs...)
 }

@@ -23,7 +23,7 @@ var scaleKind = autoscalingv1.SchemeGroupVersion.WithKind("Scale")
 func scaleSubresource(m *model) *registry.Subresource {
 	s := scaler{m}
 	return &registry.Subresource{
-		Projection: &registry.Projection{Get: s.get, Set: s.set},
+		Projection: &registry.Projection{Get: s.get, Set: s.set, Path: s.replicas},
 		GVK:        scaleKind,
 		New:        func() runtime.Object { return new(autoscalingv1.Scale) },
 		Verbs:      []string{"get", "patch", "update"},
@@ -43,6 +43,15 @@ func (s scaler) paths(obj runtime.Object) (*unstructured.Unstructured, *apiexten
 		return nil, nil, apierrors.NewInternalError(fmt.Errorf("version %s of %s has no scale", u.GroupVersionKind().Version, s.model.kind))
 	}
 	return u, v.Subresources.Scale, nil
+}
+
+// replicas is where the objects of a version have them.
+func (s scaler) replicas(version string) ([]string, error) {
+	v := s.model.version(version)
+	if v == nil || v.Subresources == nil || v.Subresources.Scale == nil {
+		return nil, apierrors.NewInternalError(fmt.Errorf("version %s of %s has no scale", version, s.model.kind))
+	}
+	return path(v.Subresources.Scale.SpecReplicasPath), nil
 }
 
 func (s scaler) get(obj runtime.Object) (runtime.Object, error) {

@@ -25,7 +25,7 @@ func admissionRegistration() []*registry.Kind {
 		body:  func(p *api.ValidatingAdmissionPolicy) any { return p.Spec },
 		clear: func(p, was *api.ValidatingAdmissionPolicy) { p.Status = was.Status }, empty: &api.ValidatingAdmissionPolicy{},
 	}
-	return []*registry.Kind{
+	rows := []*registry.Kind{
 		row[admissionregistrationv1.ValidatingWebhookConfiguration, admissionregistrationv1.ValidatingWebhookConfigurationList](v1, "validatingwebhookconfigurations",
 			admissionStrategy[*api.ValidatingWebhookConfiguration]{
 				base:   newBase(false),
@@ -59,6 +59,10 @@ func admissionRegistration() []*registry.Kind {
 				body: func(b *api.MutatingAdmissionPolicyBinding) any { return b.Spec },
 			}),
 	}
+	for _, k := range rows {
+		k.Categories = []string{"api-extensions"}
+	}
+	return rows
 }
 
 // admissionStrategy follows pkg/registry/admissionregistration: the kinds differ

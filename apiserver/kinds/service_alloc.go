@@ -186,6 +186,9 @@ func (a *allocator) fill(tx *registry.Tx, svc *api.Service, held []string) error
 			addr, err := netip.ParseAddr(ip)
 			if err == nil && !claimIn(ranges, tx, addr) {
 				err = errIPForeign
+				if len(ranges) > 0 {
+					err = fmt.Errorf("the provided IP (%v) is not in the valid range. The range of valid IPs is %v", addr, ranges[0].prefix)
+				}
 			}
 			if err == nil {
 				if _, taken := tx.Get(ipAddressResource, "", addr.String()); taken {

@@ -70,7 +70,17 @@ func New(served func(groupVersion string) bool, extras ...Extra) (*Handler, erro
 	if err := json.Unmarshal(data, &h.hashes); err != nil {
 		return nil, fmt.Errorf("reading the embedded OpenAPI index: %w", err)
 	}
-	maps.DeleteFunc(h.hashes, func(path, _ string) bool { return isGroupVersion(path) && !served(path) })
+	maps.DeleteFunc(h.hashes, func(path, _ string) bool { return isGroupVersion(path) && !served(path) || path == "logs" })
+	groups := map[string]bool{}
+	for path := range h.hashes {
+		if group, _, ok := strings.Cut(strings.TrimPrefix(path, "apis/"), "/"); ok {
+			groups[group] = true
+		}
+	}
+	maps.DeleteFunc(h.hashes, func(path, _ string) bool { // a group without versions
+		group, ok := strings.CutPrefix(path, "apis/")
+		return ok && !strings.Contains(group, "/") && !groups[group]
+	})
 	if h.index, err = h.newIndex(nil); err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/utils/ptr"
 
 	"edged/apiserver/objcache"
 )
@@ -83,6 +84,10 @@ func (r *Registry) tryDelete(c *call, e *objcache.Entry, opts metav1.DeleteOptio
 	m, err := meta.Accessor(obj)
 	if err != nil {
 		return nil, false, apierrors.NewInternalError(err)
+	}
+	if ptr.Deref(opts.IgnoreStoreReadErrorWithClusterBreakingPotential, false) {
+		// It was read: what is asked for is meant for objects that cannot be.
+		return nil, false, invalidObject(c, m.GetName(), "unsafe deletion is not allowed because the object is decodable from storage")
 	}
 	if finalizers, changed := deletionFinalizers(c, m, &opts); changed {
 		m.SetFinalizers(finalizers)

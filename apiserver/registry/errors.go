@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"edged/raftstore"
 )
@@ -52,11 +53,11 @@ func parseVersion(rv string) (int64, error) {
 	if rv == "" || rv == "0" {
 		return 0, nil
 	}
-	v, err := strconv.ParseInt(rv, 10, 64)
-	if err != nil || v < 0 {
-		return 0, apierrors.NewBadRequest(fmt.Sprintf("invalid resource version: %q is not a number", rv))
+	v, err := strconv.ParseUint(rv, 10, 63)
+	if err != nil {
+		return 0, apierrors.NewBadRequest(fmt.Sprintf("invalid resource version: %v", field.Invalid(field.NewPath("resourceVersion"), rv, err.Error())))
 	}
-	return v, nil
+	return int64(v), nil
 }
 
 func methodNotAllowed(gr schema.GroupResource, verb string) error {

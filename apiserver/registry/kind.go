@@ -129,6 +129,8 @@ type Projection struct {
 	Get func(obj runtime.Object) (runtime.Object, error)
 	// Set writes the projected object into obj, a private copy. It validates.
 	Set func(ctx context.Context, obj, projected runtime.Object) error
+	// Path is where a version of the object has the replicas; nil for spec.replicas.
+	Path func(version string) ([]string, error)
 }
 
 // GroupResource names the kind's resource in its storage group.

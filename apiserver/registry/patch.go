@@ -10,6 +10,7 @@ import (
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -64,17 +65,28 @@ func (r *Registry) Patch(ctx context.Context, gr schema.GroupResource, ns, name,
 			return nil, false, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "PatchOptions"}, "",
 				field.ErrorList{field.Required(field.NewPath("fieldManager"), "is required for apply patch")})
 		}
-		update.allowCreate, update.tracked = sub == "", !c.projected()
+		if c.projected() {
+			if err := p.applyThrough(c.kind.Subresources[sub].Projection, name); err != nil {
+				return nil, false, err
+			}
+			update.through = true
+		}
+		update.allowCreate, update.tracked = sub == "", true
 		mutate = func(cur runtime.Object) (runtime.Object, error) { return r.apply(p, cur, opts) }
 	default:
 		return nil, false, apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch", gr, name, fmt.Sprintf("%s: unimplemented patch type", patchType), 0, false)
 	}
 	checked := func(cur runtime.Object) (runtime.Object, error) {
+		was, err := meta.Accessor(cur)
+		if err != nil {
+			return nil, apierrors.NewInternalError(err)
+		}
+		uid := was.GetUID()
 		out, err := mutate(cur)
 		if err != nil {
 			return nil, err
 		}
-		return out, checkName(out, ns, name, c)
+		return out, checkIdentity(out, ns, name, uid, c)
 	}
 	return r.update(ctx, gr, ns, name, sub, checked, update)
 }
@@ -92,6 +104,23 @@ func (c *call) gvk() schema.GroupVersionKind {
 func (c *call) projected() bool {
 	s := c.kind.Subresources[c.sub]
 	return s != nil && s.Projection != nil
+}
+
+// checkIdentity refuses a patch that makes another object of it: a name is compared
+// with the path's, a uid is an immutable field, not a condition as in an update.
+func checkIdentity(obj runtime.Object, ns, name string, uid types.UID, c *call) error {
+	if err := checkName(obj, ns, name, c); err != nil {
+		return err
+	}
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	if now := m.GetUID(); now != "" && uid != "" && now != uid {
+		errs := field.ErrorList{field.Invalid(field.NewPath("metadata", "uid"), now, apivalidation.FieldImmutableErrorMsg)}
+		return apierrors.NewInvalid(c.kind.GVK.GroupKind(), name, errs)
+	}
+	return nil
 }
 
 // checkName refuses a patch that renames or moves the object.
@@ -190,9 +219,9 @@ func (p *patcher) json(patchType types.PatchType, cur runtime.Object) (runtime.O
 		}
 		return obj, p.judge(found, string(after))
 	}
-	obj, err := codec.Scheme().New(p.gvk)
+	obj, err := p.typeOf(after)
 	if err != nil {
-		return nil, apierrors.NewInternalError(err)
+		return nil, invalidPatch(string(after), err)
 	}
 	if p.strict() {
 		more, err := strictjson.UnmarshalStrict(after, obj)
@@ -204,6 +233,24 @@ func (p *patcher) json(patchType types.PatchType, cur runtime.Object) (runtime.O
 		return nil, invalidPatch(string(after), err)
 	}
 	return obj, p.judge(found, string(after))
+}
+
+// typeOf makes an object of the kind that a patched one says it is: it may not have
+// become another.
+func (p *patcher) typeOf(after []byte) (runtime.Object, error) {
+	var now runtime.TypeMeta
+	if err := json.Unmarshal(after, &now); err != nil {
+		return nil, err
+	}
+	gvk := schema.FromAPIVersionAndKind(now.APIVersion, now.Kind)
+	if gvk.Empty() {
+		gvk = p.gvk
+	}
+	obj, err := codec.Scheme().New(gvk)
+	if err == nil && gvk != p.gvk {
+		err = fmt.Errorf("converting (%v) to (%v): unknown conversion", gvk, p.gvk)
+	}
+	return obj, err
 }
 
 // jsonPatchOperation is what a strict reading of a JSON patch allows.

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -237,19 +236,13 @@ func (r *Registry) apply(p *patcher, cur runtime.Object, opts PatchOptions) (run
 	}
 	out, err := fm.Apply(live, applied, opts.FieldManager, opts.Force)
 	if err != nil {
-		if status := apierrors.APIStatus(nil); errors.As(err, &status) {
-			return nil, err
-		}
-		return nil, apierrors.NewInternalError(err)
+		return nil, err // that of a wrong field is upstream's, without a reason, too
 	}
 	if err := p.strictApply(opts); err != nil {
 		return nil, err
 	}
 	if out == nil { // nothing changed
 		return cur, nil
-	}
-	if p.c.projected() {
-		return codec.ToVersion(out, p.gvk)
 	}
 	storage, err := p.c.kind.toStorage(out)
 	if err != nil {

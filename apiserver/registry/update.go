@@ -44,6 +44,9 @@ type updateOptions struct {
 	raw bool
 	// tracked says that mutate has set managedFields itself.
 	tracked bool
+	// through says that mutate works on the object itself, though a subresource with an
+	// object of its own was asked for.
+	through bool
 	verb    string
 }
 
@@ -63,7 +66,7 @@ func (r *Registry) update(ctx context.Context, gr schema.GroupResource, ns, name
 	if sub != "" {
 		projection = c.kind.Subresources[sub].Projection
 	}
-	if projection != nil {
+	if projection != nil && !opts.through {
 		mutate = projection.mutator(c, name, mutate)
 	}
 	out, created, err := r.guaranteedUpdate(c, strategy, name, mutate, opts)
@@ -292,8 +295,13 @@ func checkVersion(c *call, strategy rest.RESTUpdateStrategy, name string, e *obj
 }
 
 func uidConflict(c *call, name string, want, have types.UID) error {
+	return invalidObject(c, name, fmt.Sprintf("Precondition failed: UID in precondition: %v, UID in object meta: %v", want, have))
+}
+
+// invalidObject is upstream's error of that name, of its storage.
+func invalidObject(c *call, name, why string) error {
 	key := c.kind.keyPrefix() + c.kind.key(c.ns, name)
-	return apierrors.NewConflict(c.gr, name, fmt.Errorf("StorageError: invalid object, Code: 4, Key: %s, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: %v, UID in object meta: %v", key, want, have))
+	return apierrors.NewConflict(c.gr, name, fmt.Errorf("StorageError: invalid object, Code: 4, Key: %s, ResourceVersion: 0, AdditionalErrorMsg: %s", key, why))
 }
 
 // replace writes obj over e, or deletes e if obj has lost its last finalizer.

@@ -12,6 +12,7 @@ import (
 	"net/http/httputil"
 	goruntime "runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -133,8 +134,12 @@ func (d *device) openAPI() (err error) {
 func apiVersion() apiversion.Info {
 	major, rest, _ := strings.Cut(strings.TrimPrefix(kubernetesVersion, "v"), ".")
 	minor, _, _ := strings.Cut(rest, ".")
+	before := "0"
+	if n, err := strconv.Atoi(minor); err == nil && n > 0 {
+		before = strconv.Itoa(n - 1) // what upstream serves for the time of its own upgrade
+	}
 	return apiversion.Info{
-		Major: major, Minor: minor, GitVersion: kubernetesVersion + "+edged", GitCommit: version, GitTreeState: "clean",
+		Major: major, Minor: minor, EmulationMajor: major, EmulationMinor: minor, MinCompatibilityMajor: major, MinCompatibilityMinor: before, GitVersion: kubernetesVersion + "+edged", GitCommit: version, GitTreeState: "clean",
 		GoVersion: goruntime.Version(), Compiler: goruntime.Compiler, Platform: goruntime.GOOS + "/" + goruntime.GOARCH,
 	}
 }

@@ -249,14 +249,14 @@ func (c cgroups) stats(group string, s *Stats) {
 		}
 		s.MemoryRSSBytes, _ = readKey(stat, "total_rss")
 	}
-	inactive := "inactive_file"
-	if !c.isV2() {
-		inactive = "total_inactive_file"
+	below := "total_" // v1 has a group's own figures beside those with the groups below it
+	if c.isV2() {
+		below = ""
 	}
-	file, _ := readKey(stat, inactive)
+	file, _ := readKey(stat, below+"inactive_file")
 	s.MemoryWorkingSetBytes = s.MemoryUsageBytes - min(file, s.MemoryUsageBytes)
-	s.PageFaults, _ = readKey(stat, "pgfault")
-	s.MajorPageFaults, _ = readKey(stat, "pgmajfault")
+	s.PageFaults, _ = readKey(stat, below+"pgfault")
+	s.MajorPageFaults, _ = readKey(stat, below+"pgmajfault")
 }
 
 // unlimited and more is how v1 writes that there is no limit.
