@@ -163,6 +163,9 @@ func (d *device) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.onClose(func() error { unlock(); return nil })
+	if err := d.mayFound(); err != nil {
+		return err
+	}
 	// Before anything that has a date.
 	if err := d.openClock(); err != nil {
 		return err

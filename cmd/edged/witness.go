@@ -9,6 +9,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"edged/cluster/identity"
 )
 
 // A witness votes and holds the state, so that two devices and it survive the
@@ -34,6 +36,23 @@ var errWitness = errors.New("this device is a witness: it runs no containers and
 // markKey is where what a member is lies below prefix.
 func markKey(prefix string, member uint64) []byte {
 	return fmt.Appendf(nil, "%s%016x", prefix, member)
+}
+
+// mayFound refuses a new witness that would be a cluster by itself: nobody there
+// would run controllers, give tokens or let others vote.
+func (d *device) mayFound() error {
+	c := d.cfg
+	if c.role != roleWitness || len(c.join) > 0 || c.bootstrapExpect > 1 {
+		return nil
+	}
+	there, err := identity.Exists(d.pkiDir())
+	if err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	if !there {
+		return misusef("--role witness: a witness founds no cluster by itself: give --join, or --discovery mdns with a --bootstrap-expect of 2 or more")
+	}
+	return nil
 }
 
 // runWitness is what a witness does instead of running Pods.
