@@ -112,7 +112,7 @@ func openTarget(device string) (*os.File, error) {
 	if fi, err := os.Stat(device); err == nil && fi.Mode()&os.ModeDevice != 0 {
 		flags = os.O_RDWR | os.O_EXCL
 	}
-	f, err := os.OpenFile(device, flags, 0o644)
+	f, err := os.OpenFile(device, flags, 0o600) // the card holds the cluster's secret
 	if errors.Is(err, unix.EBUSY) {
 		return nil, fmt.Errorf("%s is in use by the system: a file system, LVM, RAID or encryption on it; end that first", device)
 	}

@@ -70,6 +70,9 @@ func TestFlash(t *testing.T) {
 	if !strings.Contains(out.String(), "written and verified") {
 		t.Errorf("printed %q", out.String())
 	}
+	if fi, err := os.Stat(card); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("the card, which holds a secret, has the mode %v: %v", fi.Mode(), err)
+	}
 	f, err := os.OpenFile(card, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
