@@ -57,7 +57,7 @@ e2e: build kubectl ## end-to-end tests on devices in namespaces
 	go test -count=1 -timeout 30m ./test/e2e/...
 
 .PHONY: test
-test: lint unit e2e test-robust-short ## what CI runs
+test: lint unit e2e test-robust-short ## README's test command: lint, unit, end-to-end and a short robustness test
 
 .PHONY: bench
 bench: build kubectl ## measure the budgets of ARCHITECTURE.md and print the table
