@@ -6,6 +6,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 K8S_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes //p' go.mod)
 DEMO := $(CURDIR)/.demo
+# Mounts of its own: the one at which `ip netns` keeps names would stay.
+PRIVATE := unshare --mount
 
 .PHONY: help
 help: ## list the targets
@@ -75,16 +77,16 @@ conformance: build ## Kubernetes' own e2e suite: make conformance [STAGE=1-pods]
 .PHONY: test-etcd
 test-etcd: build ## etcd's own tests on edged store: make test-etcd [SUITE=common|e2e|k8s] [FOCUS=regexp] [ALL=1]
 	bash test/etcd/build.sh test/etcd/work bin/edged
-	cd test/etcd && go run . -work work -suite '$(SUITE)' -focus '$(FOCUS)' $(if $(ALL),-all)
+	cd test/etcd && $(PRIVATE) go run . -work work -suite '$(SUITE)' -focus '$(FOCUS)' $(if $(ALL),-all)
 
 .PHONY: test-robust
 test-robust: build ## members of edged store broken under load, judged by etcd's checkers: make test-robust [FAULT=regexp] [TRAFFIC=regexp] [ROUNDS=n]
-	cd test/robust && go build -o work/robust . && work/robust -bin ../../bin/edged -fault '$(FAULT)' -traffic '$(TRAFFIC)' -rounds $(or $(ROUNDS),1)
-	cd test/robust && work/robust -bin ../../bin/edged -prove -traffic '^etcd'
+	cd test/robust && go build -o work/robust . && $(PRIVATE) work/robust -bin ../../bin/edged -fault '$(FAULT)' -traffic '$(TRAFFIC)' -rounds $(or $(ROUNDS),1)
+	cd test/robust && $(PRIVATE) work/robust -bin ../../bin/edged -prove -traffic '^etcd'
 
 .PHONY: test-robust-short
 test-robust-short: build ## two runs of test-robust: a leader killed, a leader cut off
-	cd test/robust && go test . && go build -o work/robust . && work/robust -bin ../../bin/edged -fault '^(kill|partition)$$' -traffic '^etcd$$'
+	cd test/robust && go test . && go build -o work/robust . && $(PRIVATE) work/robust -bin ../../bin/edged -fault '^(kill|partition)$$' -traffic '^etcd$$'
 
 .PHONY: test-kube-apiserver
 test-kube-apiserver: build kubectl ## Kubernetes' own kube-apiserver and etcd's tools on our store; the first build takes ten minutes
