@@ -1,8 +1,10 @@
 package mesh_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -106,4 +108,28 @@ func TestRun(t *testing.T) {
 		all = append(all, fmt.Sprintf("10.42.%d.0/24 via 10.9.0.%d dev eth0", 100+i, 100+i))
 	}
 	want("many come", append(all, "10.42.2.0/24 via 10.9.0.22 dev eth0")...)
+}
+
+// TestNodeWithoutAddress: of a Node that was made a moment ago nothing is said; of one
+// whose address leads nowhere, it is.
+func TestNodeWithoutAddress(t *testing.T) {
+	var log bytes.Buffer
+	netnstest.New(t).Do(t, func() error {
+		m, err := mesh.New(mesh.Config{Self: peer("a", "10.42.1.0/24"), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		if _, err := m.Apply(t.Context(), []mesh.Peer{peer("b", "10.42.2.0/24")}); err != nil {
+			return err
+		}
+		if log.Len() > 0 {
+			t.Errorf("of a new Node: %s", log.String())
+		}
+		_, err = m.Apply(t.Context(), []mesh.Peer{peer("b", "10.42.2.0/24", "192.0.2.9")})
+		return err
+	})
+	if !strings.Contains(log.String(), "the Pods of a device are not reached") {
+		t.Errorf("of one without a route: %s", log.String())
+	}
 }
