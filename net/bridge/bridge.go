@@ -241,7 +241,7 @@ func (b *Bridge) ensureLink() error {
 // routeOnly turns bridge-nf off, which the kernel has on unless told otherwise,
 // where no bridge is there that could need it: all packets of Pods are routed,
 // and would pass the packet filter as bridged frames once more on either side of
-// that, a tenth of the throughput between two Pods. Software with bridges that
+// that, some hundredths of the throughput between two Pods. Software with bridges that
 // need it (docker) turns it on when it makes them.
 func (b *Bridge) routeOnly() error {
 	if !bridgedNAT() {
