@@ -2,6 +2,7 @@ package pod
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 
 	"edged/runtime/engine"
 	"edged/runtime/sandbox"
+	"edged/runtime/volume"
 )
 
 // CgroupRoot is the parent of all Pods' control groups.
@@ -68,6 +70,10 @@ func (m *making) spec() (engine.ContainerSpec, error) {
 // is mounted in their place.
 func (m *making) mounts(s *engine.ContainerSpec) error {
 	taken := map[string]bool{}
+	filled := map[string]bool{} // by volume
+	for i := range m.pod.Spec.Volumes {
+		filled[m.pod.Spec.Volumes[i].Name] = volume.Filled(&m.pod.Spec.Volumes[i])
+	}
 	for i, vm := range m.slot.c.VolumeMounts {
 		source, ok := m.volumes[vm.Name]
 		if !ok {
@@ -102,7 +108,7 @@ func (m *making) mounts(s *engine.ContainerSpec) error {
 				return configErrorf("failed to prepare subPath for volumeMount %q of container %q: %w", vm.Name, m.slot.c.Name, err)
 			}
 		}
-		mount := engine.Mount{Source: source, Target: vm.MountPath, Readonly: readOnly}
+		mount := engine.Mount{Source: source, Target: vm.MountPath, Readonly: readOnly || filled[vm.Name]}
 		if vm.MountPropagation != nil {
 			switch *vm.MountPropagation {
 			case corev1.MountPropagationHostToContainer:
@@ -117,6 +123,14 @@ func (m *making) mounts(s *engine.ContainerSpec) error {
 		s.Mounts = append(s.Mounts, mount)
 		taken[filepath.Clean(vm.MountPath)] = true
 	}
+	for i, vm := range m.slot.c.VolumeMounts {
+		if !filled[vm.Name] {
+			continue
+		}
+		if err := nestedIn(s.Mounts[i], s.Mounts); err != nil {
+			return configErrorf("mount inside of volume %q of container %q: %w", vm.Name, m.slot.c.Name, err)
+		}
+	}
 	for _, f := range []engine.Mount{
 		{Source: m.hosts, Target: "/etc/hosts"},
 		{Source: m.resolvConf, Target: "/etc/resolv.conf"},
@@ -125,6 +139,29 @@ func (m *making) mounts(s *engine.ContainerSpec) error {
 	} {
 		if f.Source != "" && !taken[f.Target] {
 			s.Mounts = append(s.Mounts, f)
+		}
+	}
+	return nil
+}
+
+// nestedIn makes the mount points of what is mounted right inside of outer, which is
+// read-only.
+func nestedIn(outer engine.Mount, all []engine.Mount) error {
+	below := filepath.Clean(outer.Target) + "/"
+	for _, m := range all {
+		name, ok := strings.CutPrefix(filepath.Clean(m.Target), below)
+		if !ok || slices.ContainsFunc(all, func(o engine.Mount) bool {
+			between := filepath.Clean(o.Target) + "/"
+			return len(between) > len(below) && strings.HasPrefix(between, below) && strings.HasPrefix(filepath.Clean(m.Target), between)
+		}) {
+			continue
+		}
+		fi, err := os.Stat(m.Source)
+		if err != nil {
+			return err
+		}
+		if err := volume.MakeMountPoint(outer.Source, name, fi.IsDir()); err != nil {
+			return err
 		}
 	}
 	return nil

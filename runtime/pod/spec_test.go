@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -106,6 +107,56 @@ func TestSpecMounts(t *testing.T) {
 	}), nil)
 	if got := targets(s); err != nil || slices.Contains(got, "/etc/hosts</hosts") {
 		t.Errorf("a volume at /etc/hosts: %v %v", got, err)
+	}
+}
+
+// TestFilledVolumesAreReadOnly: containers do not write where edged does, and what is
+// mounted inside of such a volume has a place there.
+func TestFilledVolumesAreReadOnly(t *testing.T) {
+	dir, data := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(data+"/f", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		source corev1.VolumeSource
+		want   bool
+	}{
+		"configMap":   {corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{}}, true},
+		"secret":      {corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{}}, true},
+		"downwardAPI": {corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{}}, true},
+		"projected":   {corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{}}, true},
+		"image":       {corev1.VolumeSource{Image: &corev1.ImageVolumeSource{}}, true},
+		"emptyDir":    {corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}, false},
+		"hostPath":    {corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{}}, false},
+	} {
+		pod := onePod(func(c *corev1.Container) {
+			c.VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/m"}, {Name: "v", MountPath: "/s", SubPath: "x"}}
+		})
+		pod.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: tc.source}}
+		s, err := build(t, pod, nil)
+		if err != nil || s.Mounts[0].Readonly != tc.want || s.Mounts[1].Readonly != tc.want {
+			t.Errorf("%s: %+v %v", name, s.Mounts[:2], err)
+		}
+	}
+	pod := onePod(func(c *corev1.Container) {
+		c.VolumeMounts = []corev1.VolumeMount{
+			{Name: "w", MountPath: "/m/tls/deep"}, {Name: "v", MountPath: "/m/"}, {Name: "w", MountPath: "/m/tls"},
+			{Name: "w", MountPath: "/m/conf", SubPath: "f"}, {Name: "w", MountPath: "/mm"},
+		}
+	})
+	pod.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{}}}, {Name: "w"}}
+	_, err := build(t, pod, func(m *making) {
+		m.volumes = map[string]string{"v": dir, "w": data}
+		m.subPath = func(_ int, volume, sub string, _ bool) (string, error) { return volume + "/" + sub, nil }
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(os.ReadDir(dir)); got != "[- conf d tls/] <nil>" {
+		t.Errorf("mount points are %s", got)
+	}
+	if got := fmt.Sprint(os.ReadDir(dir + "/tls")); got != "[] <nil>" {
+		t.Errorf("below what is mounted: %s", got)
 	}
 }
 

@@ -21,7 +21,10 @@ type file struct {
 // payload maps a path below the volume to its file.
 type payload map[string]file
 
-const dataLink = "..data"
+const (
+	dataLink      = "..data"
+	versionPrefix = "..version-"
+)
 
 // write makes p the content of the volume in dir. It does nothing when that is
 // so already.
@@ -32,17 +35,13 @@ func (p payload) write(dir string, gid *int64) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	next, err := os.MkdirTemp(dir, "..version-")
+	next, err := os.MkdirTemp(dir, versionPrefix)
 	if err != nil {
 		return err
 	}
 	if err := p.fill(next, gid); err != nil {
 		os.RemoveAll(next)
 		return err
-	}
-	old, err := os.Readlink(filepath.Join(dir, dataLink))
-	if err != nil {
-		old = ""
 	}
 	tmp := filepath.Join(dir, dataLink+"_tmp")
 	if err := os.Remove(tmp); err != nil && !os.IsNotExist(err) {
@@ -62,8 +61,21 @@ func (p payload) write(dir string, gid *int64) error {
 			return err
 		}
 	}
-	if old != "" {
-		return os.RemoveAll(filepath.Join(dir, old))
+	return removeVersions(dir, filepath.Base(next))
+}
+
+// removeVersions removes what earlier writes made, also those that were cut short.
+func removeVersions(dir, but string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), versionPrefix) && e.Name() != but {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -135,7 +147,8 @@ func (p payload) tops() []string {
 	return tops
 }
 
-// link makes a link for each top and removes those of files that are gone.
+// link makes a link for each top and removes those of files that are gone. What is no
+// link is something else's mount point.
 func (p payload) link(dir string) error {
 	tops := p.tops()
 	for _, top := range tops {
@@ -149,7 +162,7 @@ func (p payload) link(dir string) error {
 		return err
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "..") || slices.Contains(tops, e.Name()) {
+		if e.Type() != fs.ModeSymlink || e.Name() == dataLink || slices.Contains(tops, e.Name()) {
 			continue
 		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {

@@ -8,9 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -212,11 +210,6 @@ func mode(m *int32) fs.FileMode {
 	return fs.FileMode(*m).Perm()
 }
 
-func mounted(path string) bool {
-	var a, b unix.Stat_t
-	return unix.Lstat(path, &a) == nil && unix.Lstat(filepath.Dir(path), &b) == nil && a.Dev != b.Dev
-}
-
 // EmptyDir is where a Pod's emptyDir on the disk is, or would be.
 func (m *Manager) EmptyDir(pod *corev1.Pod, volume string) string {
 	return emptyDirPath(filepath.Join(m.cfg.DataDir, string(pod.UID)), volume)
@@ -300,57 +293,6 @@ func hostPath(h *corev1.HostPathVolumeSource) error {
 	return nil
 }
 
-// SubPath returns the path to mount for a subPath of a volume, which is made as
-// a folder if it is not there. The index tells the mounts of a container apart.
-func (m *Manager) SubPath(uid, container string, index int, volumePath, subPath string, readOnly bool) (string, error) {
-	if filepath.IsAbs(subPath) {
-		return "", fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: subPath %q must not be absolute", filepath.Base(volumePath), container, subPath)
-	}
-	root, err := os.OpenRoot(volumePath)
-	if err != nil {
-		return "", err
-	}
-	defer root.Close()
-	if _, err := root.Stat(subPath); os.IsNotExist(err) && !readOnly {
-		if err := root.MkdirAll(subPath, 0o750); err != nil {
-			return "", fmt.Errorf("make subPath %q: %w", subPath, err)
-		}
-		if fi, err := root.Stat("."); err == nil {
-			if err := root.Chmod(subPath, fi.Mode()); err != nil {
-				return "", fmt.Errorf("make subPath %q: %w", subPath, err)
-			}
-		}
-	}
-	f, err := root.Open(subPath)
-	if err != nil {
-		return "", fmt.Errorf("open subPath %q of its volume: %w", subPath, err)
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	target := filepath.Join(m.PodRunDir(uid), "subpaths", container, strconv.Itoa(index))
-	if err := unix.Unmount(target, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return "", fmt.Errorf("unmount an older subPath: %w", err)
-	}
-	if err := os.RemoveAll(target); err != nil {
-		return "", err
-	}
-	if fi.IsDir() {
-		err = os.MkdirAll(target, 0o750)
-	} else if err = os.MkdirAll(filepath.Dir(target), 0o750); err == nil {
-		err = os.WriteFile(target, nil, 0o640)
-	}
-	if err != nil {
-		return "", err
-	}
-	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return "", fmt.Errorf("bind subPath %q: %w", subPath, err)
-	}
-	return target, nil
-}
-
 // Teardown removes all that a Pod had.
 func (m *Manager) Teardown(ctx context.Context, uid string) error {
 	if err := m.Release(ctx, uid); err != nil {
@@ -377,15 +319,11 @@ func (m *Manager) Release(ctx context.Context, uid string) error {
 			}
 		}
 	}
-	for _, pattern := range []string{"subpaths/*/*", "volumes/kubernetes.io~empty-dir/*"} {
-		targets, err := filepath.Glob(filepath.Join(run, pattern))
-		if err != nil {
+	// SubPaths and emptyDirs in memory, and whatever a container mounted in a volume that
+	// it shares with the device (Bidirectional): that is others'.
+	for _, dir := range []string{run, data} {
+		if err := detachBelow(dir); err != nil {
 			return err
-		}
-		for _, t := range targets {
-			if err := unix.Unmount(t, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-				return fmt.Errorf("unmount %s: %w", t, err)
-			}
 		}
 	}
 	for _, dir := range []string{filepath.Join(run, "volumes"), filepath.Join(run, "subpaths"), filepath.Join(run, certificatesDir), data} {
@@ -415,27 +353,12 @@ func (m *Manager) List() ([]string, error) {
 	return uids, nil
 }
 
-// unmount takes away the tmpfs that New may have mounted.
-func unmount(dir string) error {
-	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount %s: %w", dir, err)
-	}
-	return nil
-}
-
-// Cleanup removes all volumes below dataDir and runDir, and the tmpfs.
+// Cleanup removes all volumes below dataDir and runDir, and the tmpfs that New may
+// have mounted.
 func Cleanup(dataDir, runDir string) error {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	lines := strings.Split(string(mounts), "\n")
-	for _, line := range slices.Backward(lines) {
-		f := strings.Fields(line)
-		if len(f) > 4 && strings.HasPrefix(f[4], runDir+"/") {
-			if err := unmount(f[4]); err != nil {
-				return err
-			}
+	for _, dir := range []string{runDir, dataDir} {
+		if err := detachBelow(dir); err != nil {
+			return err
 		}
 	}
 	return errors.Join(unmount(runDir), os.RemoveAll(runDir), os.RemoveAll(dataDir))

@@ -268,6 +268,154 @@ func TestSubPathStaysInside(t *testing.T) {
 	}
 }
 
+// TestSubPathOpensNothing: a Pod may have put anything into a volume that the next
+// container of it mounts a part of.
+func TestSubPathOpensNothing(t *testing.T) {
+	m, _, _, _ := newManager(t)
+	p := pod(corev1.Volume{Name: "e", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+	paths, _, err := m.Setup(context.Background(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := paths["e"]
+	for _, err := range []error{
+		syscall.Mkfifo(dir+"/fifo", 0o600), os.MkdirAll(dir+"/a/b", 0o755), os.WriteFile(dir+"/a/f", []byte("x"), 0o600),
+		os.Symlink("../a/f", dir+"/a/link"), os.Symlink("a/b/../link", dir+"/far"), os.Symlink("round", dir+"/round"),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := m.SubPath("uid-1", "c", 0, dir, "fifo", false)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("a fifo that nobody writes to holds the Pod up")
+		_ = os.WriteFile(dir+"/fifo", nil, 0) // lets it go
+		<-done
+	}
+	for i, sub := range []string{"a/link", "far"} {
+		got, err := m.SubPath("uid-1", "c", 1+i, dir, sub, false)
+		if err != nil {
+			t.Errorf("%s: %v", sub, err)
+		} else if read(t, got) != "x" {
+			t.Errorf("%s is not what the link leads to", sub)
+		}
+	}
+	if got, err := m.SubPath("uid-1", "c", 9, dir, "round", true); err == nil {
+		t.Errorf("a circle of links leads to %s", got)
+	}
+}
+
+// TestRemovalStaysOnItsFileSystem: what a container has mounted in its volumes, and
+// what subPaths show, is others'.
+func TestRemovalStaysOnItsFileSystem(t *testing.T) {
+	m, _, _, _ := newManager(t)
+	others := t.TempDir() + "/a name with blanks"
+	if err := os.Mkdir(others, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(others+"/precious", []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mount := func(at string) {
+		t.Helper()
+		if err := os.MkdirAll(at, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mount(others, at, "", syscall.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := pod(corev1.Volume{Name: "e", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+	paths, _, err := m.Setup(context.Background(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mount(paths["e"] + "/share of\tmine")
+	mount(paths["e"] + "/share of\tmine") // twice
+	if err := m.Release(context.Background(), "uid-1"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(paths["e"]); !os.IsNotExist(err) {
+		t.Errorf("the volume is still there: %v", err)
+	}
+	read(t, others+"/precious")
+
+	// The same for all that is removed by `edged reset`, by way of a link.
+	run := t.TempDir()
+	if err := os.Symlink(run, run+"-link"); err != nil {
+		t.Fatal(err)
+	}
+	mount(run + "/uid-1/subpaths/c/0")
+	if err := Cleanup(t.TempDir(), run+"-link"); err != nil {
+		t.Error(err)
+	}
+	read(t, others+"/precious")
+	if mounts, _ := os.ReadFile("/proc/mounts"); strings.Contains(string(mounts), run) {
+		t.Error("mounts are left")
+		_ = syscall.Unmount(run+"/uid-1/subpaths/c/0", 0)
+	}
+}
+
+// TestMountPointsInVolumes: what is mounted inside of a volume stays when its content
+// changes, and nothing is removed that edged has not made.
+func TestMountPointsInVolumes(t *testing.T) {
+	m, objects, _, _ := newManager(t)
+	p := pod(corev1.Volume{Name: "cm", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "conf"}}}})
+	setup := func(data map[string]string) string {
+		t.Helper()
+		objects.configMaps["conf"] = &corev1.ConfigMap{Data: data}
+		paths, _, err := m.Setup(context.Background(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return paths["cm"]
+	}
+	dir := setup(map[string]string{"a": "1", "b": "1"})
+	for name, isDir := range map[string]bool{"sub/dir": true, "file": false, "a": false} {
+		for range 2 {
+			if err := MakeMountPoint(dir, name, isDir); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	if err := MakeMountPoint(dir, "../../../x", true); err == nil {
+		t.Error("a mount point outside of the volume")
+	}
+	setup(map[string]string{"a": "2"})
+	for name, isDir := range map[string]bool{"sub/dir": true, "file": false, "a": false} {
+		if fi, err := os.Stat(dir + "/" + name); err != nil || fi.IsDir() != isDir {
+			t.Errorf("%s after a change: %v", name, err)
+		}
+	}
+	if read(t, dir+"/a") != "2" {
+		t.Error("the content did not change")
+	}
+	outside := t.TempDir()
+	if err := os.WriteFile(outside+"/precious", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(dir + "/..data"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, dir+"/..data"); err != nil {
+		t.Fatal(err)
+	}
+	setup(map[string]string{"a": "3"})
+	read(t, outside+"/precious")
+	if read(t, dir+"/a") != "3" {
+		t.Error("the content did not change")
+	}
+}
+
 // A token is its Pod's alone, if it is known as whom that runs; so is a trust bundle.
 func TestTokenAccess(t *testing.T) {
 	uid, other, gid, life := int64(4321), int64(1), int64(5432), int64(3600)
