@@ -36,6 +36,7 @@ import (
 	"edged/apiserver/registry"
 	"edged/apiserver/registry/recorder"
 	"edged/controller/bootstrap"
+	"edged/controller/clusterrole"
 	"edged/controller/cronjob"
 	"edged/controller/customresource"
 	"edged/controller/daemonset"
@@ -59,6 +60,7 @@ import (
 	"edged/controller/resourcequota"
 	"edged/controller/rootca"
 	"edged/controller/serviceaccount"
+	"edged/controller/serviceaccounttoken"
 	"edged/controller/servicecidr"
 	"edged/controller/signing"
 	"edged/controller/statefulset"
@@ -79,6 +81,8 @@ type Config struct {
 	BootstrapObjects []runtime.Object
 	// RootCA is the cluster's CA, published in every namespace.
 	RootCA rootca.Source
+	// Tokens signs those that Secrets hold.
+	Tokens serviceaccounttoken.Issuer
 	// Signer certifies users whose requests were approved.
 	Signer signing.Signer
 	// ClusterDomain is the DNS domain of Services.
@@ -97,6 +101,7 @@ type Config struct {
 func controllers(cfg Config) map[string]loop.Run {
 	return map[string]loop.Run{
 		"bootstrap":              bootstrap.Run(bootstrap.Config{Objects: cfg.BootstrapObjects, ServiceIP: cfg.ServiceIP, APIAddresses: cfg.APIAddresses}),
+		"clusterrole":            clusterrole.Run,
 		"cronjob":                cronjob.Run,
 		"customresource":         customresource.Run,
 		"daemonset":              daemonset.Run,
@@ -118,6 +123,7 @@ func controllers(cfg Config) map[string]loop.Run {
 		"resourcequota":          resourcequota.Run,
 		"rootca":                 rootca.Run(cfg.RootCA),
 		"serviceaccount":         serviceaccount.Run,
+		"serviceaccounttoken":    serviceaccounttoken.Run(cfg.Tokens, cfg.RootCA),
 		"servicecidr":            servicecidr.Run(cfg.ServiceCIDRs),
 		"signing":                signing.Run(cfg.Signer),
 		"statefulset":            statefulset.Run,

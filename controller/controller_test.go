@@ -30,7 +30,7 @@ func start(t *testing.T) *registry.Registry {
 	done := make(chan error, 1)
 	go func() {
 		done <- controller.Run(ctx, controller.Config{
-			Registry: reg, RootCA: oneCA{}, ClusterDomain: "cluster.local", ServiceIP: netip.MustParseAddr("10.43.0.1"),
+			Registry: reg, RootCA: oneCA{}, Tokens: tokenOf{}, ClusterDomain: "cluster.local", ServiceIP: netip.MustParseAddr("10.43.0.1"),
 			ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 			APIAddresses: func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:6443")} },
 		})

@@ -27,7 +27,7 @@ func startWith(t *testing.T, others *foreigntest.Server) *registry.Registry {
 	done := make(chan error, 1)
 	go func() {
 		done <- controller.Run(ctx, controller.Config{
-			Registry: reg, RootCA: oneCA{}, ClusterDomain: "cluster.local", ServiceIP: netip.MustParseAddr("10.43.0.1"), Foreign: others,
+			Registry: reg, RootCA: oneCA{}, Tokens: tokenOf{}, ClusterDomain: "cluster.local", ServiceIP: netip.MustParseAddr("10.43.0.1"), Foreign: others,
 			APIAddresses: func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:6443")} },
 		})
 	}()

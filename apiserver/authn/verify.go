@@ -42,7 +42,7 @@ var errInvalidated = errors.New("service account token has been invalidated")
 // AuthenticateToken tells which ServiceAccount a token stands for. A token of
 // another issuer is none of its business: no answer, no error.
 func (i *Issuer) AuthenticateToken(ctx context.Context, token string) (*authenticator.Response, bool, error) {
-	if !i.issued(token) {
+	if iss := issuerOf(token); iss != i.issuer && iss != secretIssuer {
 		return nil, false, nil
 	}
 	t, err := i.checkSignature(token)
@@ -53,38 +53,50 @@ func (i *Issuer) AuthenticateToken(ctx context.Context, token string) (*authenti
 	if !ok {
 		requested = i.audiences
 	}
-	auds := authenticator.Audiences(t.public.Audience).Intersect(requested)
+	audiences := authenticator.Audiences(t.public.Audience)
+	if len(audiences) == 0 && t.public.Issuer == secretIssuer {
+		audiences = i.audiences
+	}
+	auds := audiences.Intersect(requested)
 	if len(auds) == 0 && len(requested) > 0 {
-		return nil, false, fmt.Errorf("token audiences %q is invalid for the target audiences %q", []string(t.public.Audience), []string(requested))
+		return nil, false, fmt.Errorf("token audiences %q is invalid for the target audiences %q", []string(audiences), []string(requested))
 	}
 	now := i.now()
 	if err := checkTimes(t.public, now); err != nil {
 		return nil, false, err
 	}
-	info, err := i.checkObjects(ctx, t, now)
+	var info *serviceaccount.ServiceAccountInfo
+	if t.public.Issuer == secretIssuer {
+		info, err = i.checkSecret(ctx, token, t)
+	} else {
+		info, err = i.checkObjects(ctx, t, now)
+	}
 	if err != nil {
 		return nil, false, err
 	}
 	return &authenticator.Response{User: info.UserInfo(), Audiences: auds}, true, nil
 }
 
-// issued peeks at the unverified payload for the issuer's name.
-func (i *Issuer) issued(token string) bool {
+// issuerOf peeks at the unverified payload for the issuer's name; "": it is no token.
+func issuerOf(token string) string {
 	if strings.HasPrefix(strings.TrimSpace(token), "{") {
-		return false
+		return ""
 	}
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
-		return false
+		return ""
 	}
 	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
 	if err != nil {
-		return false
+		return ""
 	}
 	var c struct {
 		Issuer string `json:"iss"`
 	}
-	return json.Unmarshal(payload, &c) == nil && c.Issuer == i.issuer
+	if err := json.Unmarshal(payload, &c); err != nil {
+		return ""
+	}
+	return c.Issuer
 }
 
 func (i *Issuer) checkSignature(token string) (checkedToken, error) {
@@ -109,8 +121,8 @@ func (i *Issuer) checkSignature(token string) (checkedToken, error) {
 			continue
 		}
 		t := checkedToken{}
-		if err = parsed.Claims(k.key, &t.public, &t.private); err == nil {
-			if t.public.Issuer != i.issuer {
+		if err = parsed.Claims(k.key, &t.public, &t.private, &t.secret); err == nil {
+			if t.public.Issuer != i.issuer && t.public.Issuer != secretIssuer {
 				return checkedToken{}, fmt.Errorf("token issuer %q is invalid", t.public.Issuer)
 			}
 			i.checked.put(key, t)
@@ -216,6 +228,7 @@ type checkedTokens struct {
 type checkedToken struct {
 	public  jwt.Claims
 	private claims
+	secret  secretClaims
 }
 
 func (c *checkedTokens) get(key [sha256.Size]byte) (checkedToken, bool) {

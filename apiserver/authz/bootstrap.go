@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -31,17 +32,24 @@ type bootstrapPolicy struct {
 
 // BootstrapObjects returns the roles and bindings that every cluster begins
 // with, upstream's, in an order in which they can be created. The aggregated
-// roles (admin, edit, view) come with the rules already gathered. They are
-// decoded anew for each call and belong to the caller.
+// roles (admin, edit, view) come with the rules already gathered, and after what
+// these are of: who is made before gathers less meanwhile. They are decoded anew for
+// each call and belong to the caller.
 func BootstrapObjects() ([]runtime.Object, error) {
 	p, err := readBootstrapPolicy()
 	if err != nil {
 		return nil, err
 	}
-	var out []runtime.Object
+	var out, aggregated []runtime.Object
 	for i := range p.ClusterRoles {
-		out = append(out, &p.ClusterRoles[i])
+		if p.ClusterRoles[i].AggregationRule == nil {
+			out = append(out, &p.ClusterRoles[i])
+		} else {
+			aggregated = append(aggregated, &p.ClusterRoles[i])
+		}
 	}
+	slices.Reverse(aggregated) // upstream names admin, which has edit, which has view
+	out = append(out, aggregated...)
 	for i := range p.ClusterRoleBindings {
 		out = append(out, &p.ClusterRoleBindings[i])
 	}

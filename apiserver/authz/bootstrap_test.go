@@ -52,6 +52,7 @@ func TestBootstrapObjects(t *testing.T) {
 		t.Fatal(err)
 	}
 	var admin *rbacv1.ClusterRole
+	var made []*rbacv1.ClusterRole // by name
 	names := map[string]bool{}
 	for _, o := range objs {
 		switch o := o.(type) {
@@ -60,6 +61,11 @@ func TestBootstrapObjects(t *testing.T) {
 			if o.Name == "admin" {
 				admin = o
 			}
+			if o.AggregationRule != nil && !equality.Semantic.DeepEqual(o.Rules, gather(o, made)) {
+				t.Errorf("%s is made before what it gathers", o.Name)
+			}
+			at, _ := slices.BinarySearchFunc(made, o.Name, func(r *rbacv1.ClusterRole, name string) int { return strings.Compare(r.Name, name) })
+			made = slices.Insert(made, at, o)
 		case *rbacv1.ClusterRoleBinding:
 			names["ClusterRoleBinding "+o.Name] = true
 		case *rbacv1.Role:

@@ -48,7 +48,7 @@ func (d *device) lead(ctx context.Context) error {
 		g.Go(func() error {
 			return controller.Run(ctx, controller.Config{
 				Registry: d.registry, ClusterDomain: d.cfg.clusterDomain, APIAddresses: d.apiAddresses,
-				ServiceIP: firstOf(d.cfg.parsed.serviceCIDRs[0]), ServiceCIDRs: d.cfg.parsed.serviceCIDRs, BootstrapObjects: bootstrap, RootCA: d.identity, Signer: d.identity, Logger: d.log, Now: d.clock.Now,
+				ServiceIP: firstOf(d.cfg.parsed.serviceCIDRs[0]), ServiceCIDRs: d.cfg.parsed.serviceCIDRs, BootstrapObjects: bootstrap, RootCA: d.identity, Tokens: d.access.tokens, Signer: d.identity, Logger: d.log, Now: d.clock.Now,
 				Liveness: d.liveness(time.Now()), Grace: d.grace, Foreign: d.api,
 			})
 		})

@@ -364,13 +364,20 @@ func memoryBytes() int64 {
 	return m
 }
 
-// dialPod connects to a port as the Pod itself sees it, localhost included.
+// dialPod connects to a port of the Pod's localhost, over IPv4, else over IPv6, as
+// containerd does.
 func dialPod(boxes *sandbox.Sandboxes) func(context.Context, *corev1.Pod, int32) (net.Conn, error) {
 	return func(ctx context.Context, p *corev1.Pod, port int32) (conn net.Conn, err error) {
-		dial := func() error {
+		dial := func() (err error) {
 			var d net.Dialer
-			conn, err = d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
-			return err
+			var err4 error
+			if conn, err4 = d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port)))); err4 == nil {
+				return nil
+			}
+			if conn, err = d.DialContext(ctx, "tcp6", net.JoinHostPort("::1", strconv.Itoa(int(port)))); err != nil {
+				return fmt.Errorf("IPv4: %w, IPv6: %w", err4, err)
+			}
+			return nil
 		}
 		if p.Spec.HostNetwork {
 			err = dial()

@@ -56,10 +56,11 @@ spec:
     volumeMounts: [{name: pass, mountPath: /pass}, {name: work, mountPath: /work}]
     ports: [{containerPort: 8080}]
   - {name: web, image: edged.example/busybox:1, command: [sh, -c, 'echo port > /tmp/index.html; exec httpd -f -p 8080 -h /tmp']}
+  - {name: six, image: edged.example/busybox:1, command: [sh, -c, 'echo port > /tmp/index.html; exec httpd -f -p [::1]:8086 -h /tmp']}
   volumes: [{name: pass, secret: {secretName: pass}}, {name: work, emptyDir: {}}]
 `)
 	p.waitReady("shell")
-	expect("2/2", "get", "pod", "shell")
+	expect("3/3", "get", "pod", "shell")
 	expect("Running", "get", "pods", "-o", "wide")
 	expect("red", "exec", "shell", "-c", "main", "--", "sh", "-c", "echo $COLOR")
 	expect("sesame", "exec", "shell", "-c", "main", "--", "cat", "/pass/word")
@@ -121,7 +122,7 @@ func testPortForward(t *testing.T, p *place) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	cmd := p.Command(ctx, kubectlArgs(p, "port-forward", "pod/shell", "18080:8080")...)
+	cmd := p.Command(ctx, kubectlArgs(p, "port-forward", "pod/shell", "18080:8080", "18086:8086")...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -135,8 +136,8 @@ func testPortForward(t *testing.T, p *place) {
 		t.Errorf("port-forward: %q, %v", line, err)
 		return
 	}
-	for range 2 {
-		conn, err := p.Dial(ctx, "tcp", "127.0.0.1:18080")
+	for _, port := range []string{"18080", "18080", "18086"} { // the last is of a server on ::1 alone
+		conn, err := p.Dial(ctx, "tcp", "127.0.0.1:"+port)
 		if err != nil {
 			t.Error(err)
 			return
