@@ -306,6 +306,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw po
 		Metrics: metricsHandler(nodeMetrics{c.nodeName, ag, d.engine}), Resources: resourceMetricsHandler(stats), Stats: stats, Configuration: configuration,
 	}))
 	g.Go(func() error { return ag.Run(ctx) })
+	d.onClose(noError(d.clock.Subscribe(ag.Refresh))) // tokens may have ended with a jump
 	local := localpath.New(localpath.Config{
 		NodeName: c.nodeName, Dir: p.volumes(), Registry: d.registry, Events: d.events.Component("local-path"), Logger: d.log,
 	})

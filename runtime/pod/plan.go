@@ -32,6 +32,7 @@ type observed struct {
 
 	// the worker's memory
 	backOff  time.Duration // before the next start; 0 for none
+	endedAt  time.Time     // of the newest attempt, by a clock that nobody sets
 	blocked  *waiting      // why it cannot be started just now
 	started  bool          // its startup probe has succeeded, or it has none
 	ready    bool
@@ -76,16 +77,6 @@ func (o *observed) exitCode() int {
 // now.
 func (o *observed) changed() bool {
 	return o.cur != nil && o.cur.Labels[labelHash] != hash(o.c)
-}
-
-func (o *observed) finishedAt() time.Time {
-	switch {
-	case o.cur != nil:
-		return o.cur.FinishedAt
-	case o.known != nil && o.known.State.Terminated != nil:
-		return o.known.State.Terminated.FinishedAt.Time
-	}
-	return time.Time{}
 }
 
 // wanted is what the Pod is asked to be.
@@ -231,7 +222,7 @@ func (p *plan) keepRunning(o *observed, policy corev1.RestartPolicy, now time.Ti
 		return
 	}
 	if o.ended() && o.backOff > 0 && !o.changed() {
-		if until := o.finishedAt().Add(o.backOff); now.Before(until) {
+		if until := o.endedAt.Add(o.backOff); now.Before(until) {
 			p.waits[name] = waiting{"CrashLoopBackOff", fmt.Sprintf("back-off %s restarting failed container=%s pod=%s", o.backOff, name, describe(p.pod)), until}
 			p.wake(until)
 			return

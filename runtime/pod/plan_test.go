@@ -24,7 +24,7 @@ func seen(name string, k kind, how string, change ...func(*observed)) *observed 
 	o := &observed{slot: slot{k, &corev1.Container{Name: name, Image: "i"}}, started: true, ready: true}
 	if how != "" {
 		o.cur = &engine.Container{ID: name + "-0", StartedAt: epoch.Add(-time.Minute), Labels: map[string]string{labelHash: hash(o.c), labelContainer: name}}
-		o.next = 1
+		o.next, o.endedAt = 1, epoch
 		var code uint32
 		switch {
 		case how == "run":

@@ -7,9 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -102,7 +100,8 @@ func (d *Device) ahead() time.Duration {
 // memory is what a worker remembers of a container beside its records.
 type memory struct {
 	backOff  time.Duration
-	backedID string // the attempt whose end backOff already counts
+	backedID string    // the attempt whose end backOff already counts
+	endedAt  time.Time // when that was, with the monotonic clock's reading
 	blocked  *waiting
 	image    *engine.Image
 	imageRef string // that image is what this names
@@ -153,7 +152,7 @@ type Worker struct {
 	podIPs   []string
 	boxReady bool
 	volumes  map[string]string
-	again    time.Time // when volumes want to be looked at
+	again    time.Time // when volumes want to be looked at, by the device's clock
 	shares   uint64    // of the CPU, that the Pod's control group has
 	blockErr string    // the last sandbox or volume error told
 	blocked  time.Time // until when it is not tried again
@@ -458,7 +457,7 @@ func (w *Worker) observe(ctx context.Context) []*observed {
 			o.next = int(o.known.RestartCount) + 1
 		}
 		w.remember(ctx, o, m)
-		o.backOff, o.blocked, o.started, o.ready, o.dead = m.backOff, m.blocked, m.started, m.ready, m.dead
+		o.backOff, o.endedAt, o.blocked, o.started, o.ready, o.dead = m.backOff, m.endedAt, m.blocked, m.started, m.ready, m.dead
 		o.hooking, o.hookFail, o.stopping, o.replaced = m.hooking, m.hookFail, m.stopping != nil, m.replaced
 		all = append(all, o)
 	}
@@ -603,6 +602,8 @@ func (w *Worker) settleEnd(o *observed, m *memory) {
 			m.backOff = nextBackOff(m.backOff, o.cur.FinishedAt.Sub(o.cur.StartedAt))
 		}
 		m.backedID, m.hookFail = o.cur.ID, ""
+		now := time.Now()
+		m.endedAt = now.Add(-min(max(now.Sub(o.cur.FinishedAt), 0), backOffMost))
 	}
 }
 
@@ -616,9 +617,13 @@ func (w *Worker) prepare(ctx context.Context, now time.Time) bool {
 		w.block(now, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+err.Error())
 		return false
 	}
-	if w.volumes, w.again, err = w.dev.Volumes.Setup(ctx, w.w.pod); err != nil {
+	var again time.Time
+	if w.volumes, again, err = w.dev.Volumes.Setup(ctx, w.w.pod); err != nil {
 		w.block(now, "FailedMount", err.Error())
 		return false
+	}
+	if w.again = again; !again.IsZero() {
+		w.again = again.Add(-w.w.ahead) // it is in the cluster's time
 	}
 	w.blockErr = ""
 	return true
@@ -730,36 +735,6 @@ func (w *Worker) tell(s corev1.PodStatus) {
 	}
 	w.last = &s
 	w.report(w.w.pod, s)
-}
-
-// Termination messages are part of the Pod's object: bounds of one, and of all of
-// a Pod's; the kubelet's.
-const (
-	maxMessageBytes  = 4 << 10
-	maxMessagesBytes = 12 << 10
-)
-
-// message is the termination message of an attempt that has ended: what it wrote
-// to its file or, if the container asks for it and failed, the end of its log.
-func (w *Worker) message(c engine.Container) string {
-	name := c.Labels[labelContainer]
-	i := slices.IndexFunc(slots(w.w.pod), func(s slot) bool { return s.c.Name == name })
-	if i < 0 {
-		return ""
-	}
-	spec := slots(w.w.pod)[i].c
-	data, err := os.ReadFile(w.terminationLog(name, attemptOf(c)))
-	if err == nil && len(data) > 0 {
-		return string(data[:min(len(data), maxMessageBytes, maxMessagesBytes/len(slots(w.w.pod)))])
-	}
-	if spec.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError && c.ExitCode != 0 {
-		return podlog.LastLines(podlog.Path(w.logDir(), name, attemptOf(c)), 80, 2048)
-	}
-	return ""
-}
-
-func (w *Worker) terminationLog(container string, attempt int) string {
-	return filepath.Join(w.dev.Volumes.PodRunDir(w.uid), "termination", fmt.Sprintf("%s.%d", container, attempt))
 }
 
 // reader keeps a nil stream from becoming an interface that is not nil.

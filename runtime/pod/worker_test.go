@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -38,7 +39,17 @@ type machine struct {
 
 	lives map[string]time.Duration // by image: how long it runs; 0 for ever
 	deaf  bool                     // it does not end by SIGTERM
+	ahead time.Duration            // of the clock that containers' ends are told by
 	exec  func(command string) (int, error)
+	now   func() time.Time // the cluster's; nil: the device's
+	again time.Duration    // after which volumes want to be looked at, 0 for never
+	setup int              // how often they were
+}
+
+func (m *machine) setups() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.setup
 }
 
 func (m *machine) note(format string, args ...any) {
@@ -72,7 +83,7 @@ func (m *machine) Start(_ context.Context, id string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	c := m.find(id)
-	c.State, c.StartedAt = engine.Running, time.Now()
+	c.State, c.StartedAt = engine.Running, time.Now().Add(m.ahead)
 	m.note("start %s %s", c.Labels[labelContainer], c.Image)
 	if life := m.lives[c.Image]; life > 0 {
 		time.AfterFunc(life, func() { m.end(id, 1) })
@@ -84,7 +95,7 @@ func (m *machine) end(id string, code uint32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if c := m.find(id); c.State == engine.Running {
-		c.State, c.ExitCode, c.FinishedAt = engine.Exited, code, time.Now()
+		c.State, c.ExitCode, c.FinishedAt = engine.Exited, code, time.Now().Add(m.ahead)
 		m.poke()
 	}
 }
@@ -125,7 +136,13 @@ func (m *machine) Setup(_ context.Context, p *corev1.Pod) (map[string]string, ti
 	for _, v := range p.Spec.Volumes {
 		paths[v.Name] = m.dir
 	}
-	return paths, time.Time{}, nil
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.setup++
+	if m.again == 0 {
+		return paths, time.Time{}, nil
+	}
+	return paths, m.now().Add(m.again), nil
 }
 func (m *machine) SubPath(string, string, int, string, string, bool) (string, error) { return "", nil }
 func (m *machine) Release(context.Context, string) error                             { return nil }
@@ -165,7 +182,7 @@ func (m *machine) run(pod *corev1.Pod, f func(w *Worker)) []string {
 			defer m.mu.Unlock()
 			m.events = append(m.events, reason+": "+message)
 		},
-		HostIP: func() string { return "10.0.0.1" }, LogRoot: filepath.Join(m.dir, "logs"), Logger: slog.New(slog.DiscardHandler),
+		Now: m.now, HostIP: func() string { return "10.0.0.1" }, LogRoot: filepath.Join(m.dir, "logs"), Logger: slog.New(slog.DiscardHandler),
 	}
 	w := NewWorker(dev, pod, func(_ *corev1.Pod, s corev1.PodStatus) {
 		m.mu.Lock()
@@ -218,6 +235,40 @@ func TestWorker(t *testing.T) {
 		"a crash loop": {onePod(func(c *corev1.Container) { c.Image = "crash" }), &machine{lives: map[string]time.Duration{"crash": time.Second}}, func(m *machine, w *Worker, p *corev1.Pod) {
 			time.Sleep(200 * time.Second)
 		}, []string{"0s start a crash", "1s start a crash", "12s start a crash", "33s start a crash", "74s start a crash", "155s start a crash"}},
+		"a crash loop, the clock set back by a year at each end": {onePod(func(c *corev1.Container) { c.Image = "crash" }), &machine{lives: map[string]time.Duration{"crash": time.Second}, ahead: 365 * 24 * time.Hour}, func(m *machine, w *Worker, p *corev1.Pod) {
+			time.Sleep(100 * time.Second)
+		}, []string{"0s start a crash", "1s start a crash", "12s start a crash", "33s start a crash", "74s start a crash"}},
+		"a termination message without an end": {onePod(func(c *corev1.Container) { c.Image = "crash" }), &machine{lives: map[string]time.Duration{"crash": time.Second}}, func(m *machine, w *Worker, p *corev1.Pod) {
+			synctest.Wait()
+			f, err := os.OpenFile(w.terminationLog("a", 0), os.O_WRONLY, 0)
+			if err != nil {
+				m.t.Fatal(err)
+			}
+			defer f.Close()
+			if err := f.Truncate(1 << 40); err != nil { // a hole: no device could hold it in memory
+				m.t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte("last words"), 1<<40-10); err != nil {
+				m.t.Fatal(err)
+			}
+			time.Sleep(1500 * time.Millisecond)
+			s, _ := m.reported()
+			if end := s.ContainerStatuses[0].LastTerminationState.Terminated; end == nil || len(end.Message) != 4<<10 || !strings.HasSuffix(end.Message, "\x00last words") {
+				m.t.Errorf("%+v", s.ContainerStatuses[0])
+			}
+		}, []string{"0s start a crash", "1s start a crash"}},
+		"a token is renewed by the cluster's time": {func() *corev1.Pod {
+			p := onePod()
+			p.Spec.Volumes = []corev1.Volume{{Name: "token"}}
+			return p
+		}(), &machine{now: func() time.Time { return time.Now().Add(24 * time.Hour) }, again: time.Minute}, func(m *machine, w *Worker, p *corev1.Pod) {
+			synctest.Wait()
+			before := m.setups()
+			time.Sleep(61 * time.Second)
+			if m.setups() == before {
+				m.t.Error("volumes are not looked at again in time")
+			}
+		}, []string{"0s start a i"}},
 		"deleted": {onePod(), &machine{}, func(m *machine, w *Worker, p *corev1.Pod) {
 			time.Sleep(5 * time.Second)
 			w.Update(deleted(p, 30))
