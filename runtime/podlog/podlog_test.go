@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +86,82 @@ func TestRotationKeepsFiveFilesInOrder(t *testing.T) {
 	out := read(t, path, Options{Tail: 5000})
 	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 5000 || !strings.HasPrefix(lines[0], fmt.Sprintf("%06d", n-5000)) || !strings.HasPrefix(lines[4999], fmt.Sprintf("%06d", n-1)) {
 		t.Errorf("%d lines from %.10s", len(lines), lines[0])
+	}
+}
+
+// TestLineWithoutAnEnd: what shows progress with returns, or is no text, is bounded as
+// every log is, and its tail costs no more memory than that of others.
+func TestLineWithoutAnEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	r, pw := io.Pipe()
+	w, err := Start(path, r, nil, r, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(pw, "first\n")
+	block := strings.Repeat("12 %\r", 1000)
+	for range 6 * MaxFileBytes / len(block) {
+		io.WriteString(pw, block)
+	}
+	for fi := (fs.FileInfo)(nil); fi == nil || fi.Size() < MaxFileBytes/2; { // a last file that is large
+		io.WriteString(pw, block)
+		if fi, err = os.Stat(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	io.WriteString(pw, "end\nlast\n")
+	pw.Close()
+	w.Wait()
+	files, err := Rotated(path)
+	files = append(files, path)
+	if err != nil || len(files) != MaxFiles {
+		t.Errorf("%d files, %v", len(files), err)
+	}
+	for _, f := range files {
+		if fi, err := os.Stat(f); err != nil || fi.Size() > MaxFileBytes+2*partBytes {
+			t.Errorf("%s: %v %v", f, fi.Size(), err)
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	out := read(t, path, Options{Tail: 1})
+	runtime.ReadMemStats(&after)
+	if out != "last\n" {
+		t.Errorf("the last line is %.20q", out)
+	}
+	if took := after.TotalAlloc - before.TotalAlloc; took > 1<<20 {
+		t.Errorf("it took %d bytes", took)
+	}
+	if out := read(t, path, Options{Tail: 2}); !strings.HasSuffix(out, "12 %\rend\nlast\n") || strings.Contains(out, "first") {
+		t.Errorf("the last lines end in %q", out[max(len(out)-20, 0):])
+	}
+}
+
+// TestRotationIsTriedAgain: a log goes on when there was no room for a new file.
+func TestRotationIsTriedAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "c")
+	path := filepath.Join(dir, "0.log")
+	r, pw := io.Pipe()
+	w, err := Start(path, r, nil, r, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A folder in the place of its own leaves no room for a file.
+	if err := os.Rename(dir, dir+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	line := strings.Repeat("y", 4000) + "\n"
+	for range MaxFileBytes/len(line) + 10 {
+		io.WriteString(pw, line)
+	}
+	if err := os.Rename(dir+"-away", dir); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(pw, line+"later\n")
+	pw.Close()
+	w.Wait()
+	if out := read(t, path, Options{Tail: 1}); out != "later\n" {
+		t.Errorf("the last line is %.20q", out)
 	}
 }
 

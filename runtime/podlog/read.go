@@ -60,23 +60,66 @@ func Read(ctx context.Context, path string, o Options, w io.Writer) error {
 func tail(files []string, o Options) ([]string, int64, error) {
 	left := o.Tail
 	for i := len(files) - 1; i >= 0; i-- {
-		data, err := os.ReadFile(files[i])
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, 0, fmt.Errorf("read a log: %w", err)
-		}
-		end := len(data)
-		for end > 0 {
-			start := bytes.LastIndexByte(data[:end-1], '\n') + 1
-			if l, ok := parseLine(data[start:end]); ok && !l.partial && (o.Stream == "" || l.stream == o.Stream) {
+		at := int64(-1)
+		err := backwards(files[i], func(b []byte, end int64) bool {
+			if l, ok := parseLine(b); ok && !l.partial && (o.Stream == "" || l.stream == o.Stream) {
 				if left == 0 {
-					return files[i:], int64(end), nil
+					at = end
+					return false
 				}
 				left--
 			}
-			end = start
+			return true
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, 0, fmt.Errorf("read a log: %w", err)
+		}
+		if at >= 0 {
+			return files[i:], at, nil
 		}
 	}
 	return files, 0, nil
+}
+
+// tailBlock is what is read of a log at a time from its end: many lines, and little of
+// a device's memory.
+const tailBlock = 64 << 10
+
+// backwards visits the lines of a file, with the offset of their ends, from the last
+// one until visit returns false.
+func backwards(path string, visit func(line []byte, end int64) bool) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	var buf []byte // the file from off on, as far as it was not visited
+	for off := fi.Size(); ; {
+		for len(buf) > 0 {
+			start := bytes.LastIndexByte(buf[:len(buf)-1], '\n') + 1
+			if start == 0 && off > 0 {
+				break // it may begin before off
+			}
+			if !visit(buf[start:], off+int64(len(buf))) {
+				return nil
+			}
+			buf = buf[:start]
+		}
+		if off == 0 {
+			return nil
+		}
+		n := min(off, tailBlock)
+		more := make([]byte, int(n)+len(buf))
+		if _, err := f.ReadAt(more[:n], off-n); err != nil {
+			return err
+		}
+		copy(more[n:], buf)
+		buf, off = more, off-n
+	}
 }
 
 type line struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -138,7 +139,7 @@ func (w *Writer) write(stream string, text []byte) {
 		w.broken = true
 		w.log.Error("a container's output is not logged any more", "file", w.path, "err", err)
 	}
-	if w.size >= MaxFileBytes && tag == "F" {
+	if w.size >= MaxFileBytes { // also in the middle of a line, which may have no end
 		if err := w.rotate(); err != nil && !w.broken {
 			w.broken = true
 			w.log.Error("a log was not rotated", "file", w.path, "err", err)
@@ -146,13 +147,11 @@ func (w *Writer) write(stream string, text []byte) {
 	}
 }
 
-// rotate begins a new file and removes the oldest.
+// rotate begins a new file and removes the oldest. What cannot be done is tried again
+// by the next write, to which the old file stays.
 func (w *Writer) rotate() error {
-	if err := w.f.Close(); err != nil {
-		return err
-	}
-	w.f = nil
-	if err := os.Rename(w.path, w.path+"."+time.Now().UTC().Format("20060102-150405.000000")); err != nil {
+	err := os.Rename(w.path, w.path+"."+time.Now().UTC().Format("20060102-150405.000000"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	old, err := Rotated(w.path)
@@ -165,7 +164,11 @@ func (w *Writer) rotate() error {
 		}
 		old = old[1:]
 	}
-	return w.open()
+	full := w.f
+	if err := w.open(); err != nil {
+		return err
+	}
+	return full.Close()
 }
 
 // Rotated lists the rotated files of the log at path, oldest first.
