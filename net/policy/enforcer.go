@@ -66,6 +66,19 @@ func New(cfg Config) *Enforcer {
 func (e *Enforcer) Apply(s State) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.apply(s)
+}
+
+// follow applies the state of now: read with the lock held, so that nobody's older one
+// comes after it.
+func (e *Enforcer) follow() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.apply(e.read())
+}
+
+// apply is Apply with mu held.
+func (e *Enforcer) apply(s State) error {
 	rules := Translate(e.cfg.NodeName, s)
 	text := rules.String()
 	if sum := hash(text); sum == e.last {
@@ -88,13 +101,12 @@ func (e *Enforcer) Protect(ctx context.Context, p *corev1.Pod) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	s := e.read()
-	if !slices.ContainsFunc(s.Policies, func(np *networkingv1.NetworkPolicy) bool {
+	if !slices.ContainsFunc(e.read().Policies, func(np *networkingv1.NetworkPolicy) bool {
 		return np.Namespace == p.Namespace && selector(&np.Spec.PodSelector).Matches(labels.Set(p.Labels))
 	}) {
 		return nil
 	}
-	return e.Apply(s)
+	return e.follow()
 }
 
 // Run keeps the rules in step with the registry until ctx ends. They stay when
@@ -163,7 +175,7 @@ func (e *Enforcer) loop(ctx context.Context) {
 		}
 		failing := retry != nil
 		retry = nil
-		if err := e.Apply(e.read()); err != nil {
+		if err := e.follow(); err != nil {
 			if !failing { // once, however often it is tried
 				e.log.Error("network policies not updated; trying again", "every", retryAfter, "err", err)
 			}

@@ -2,6 +2,8 @@ package policy_test
 
 import (
 	"context"
+	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 
 	"edged/apiserver/registry"
 	"edged/apiserver/registry/registrytest"
+	"edged/net/policy"
 )
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -20,6 +23,60 @@ func eventually(t *testing.T, what string, ok func() bool) {
 			t.Fatalf("not within 10 s: %s", what)
 		}
 	}
+}
+
+// TestProtectIsNotUndone: what Run had read before a Pod was attached does not come
+// after what Protect applied for it.
+func TestProtectIsNotUndone(t *testing.T) {
+	d := newDevice(t)
+	reg := registrytest.New(t)
+	if _, err := registry.For[*corev1.Namespace](reg).Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "red"}}); err != nil {
+		t.Fatal(err)
+	}
+	p := d.pod("red", "a", 8080)
+	o := p.object.DeepCopy()
+	o.UID = ""
+	o.Spec.Containers[0].Name, o.Spec.Containers[0].Image = "c", "c"
+	o, err := registry.For[*corev1.Pod](reg).Create(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.bridge.Detach(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := registry.For[*networkingv1.NetworkPolicy](reg).Create(t.Context(), &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "red", Name: "deny"}}); err != nil {
+		t.Fatal(err)
+	}
+	begun, protected := make(chan struct{}), make(chan struct{})
+	var looked atomic.Bool
+	e := policy.New(policy.Config{NodeName: "here", Table: d.table, Local: func() map[string][]netip.Addr {
+		have := d.bridge.Attached()
+		if !looked.Swap(true) { // Run's first look takes its time
+			close(begun)
+			select {
+			case <-protected:
+			case <-time.After(time.Second):
+			}
+		}
+		return have
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- e.Run(ctx, reg) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	<-begun
+	p.attach(string(o.UID))
+	if err := e.Protect(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+	close(protected)
+	time.Sleep(300 * time.Millisecond) // for Run to go on
+	wantShut(t, "after Protect returned", d.outside, at(p.ip, "8080"))
 }
 
 // TestRun follows the registry, and protects a Pod before its status is known.
