@@ -341,7 +341,8 @@ func (b *Bridge) SetMTU(ctx context.Context, mtu int) error {
 }
 
 // Cleanup removes every link that a Bridge of this name made, whatever state
-// they are in, and stateDir. Addresses and routes go with their links; sysctls
+// they are in, and stateDir. Those on another bridge are another's (net/cniplugin).
+// Addresses and routes go with their links; sysctls
 // stay, because others may by now rely on them. stateDir may be empty.
 func Cleanup(ctx context.Context, name, stateDir string) error {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -353,9 +354,17 @@ func Cleanup(ctx context.Context, name, stateDir string) error {
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("bridge: listing links: %w", err)
 	}
+	index := -1
+	for _, l := range links {
+		if l.Attrs().Name == name {
+			index = l.Attrs().Index
+		}
+	}
 	var errs []error
 	for _, l := range links {
-		if l.Attrs().Name != name && !ours(l) {
+		at := l.Attrs()
+		isPort := l.Type() == "veth" && ours(l) && (at.MasterIndex == index || at.MasterIndex == 0)
+		if at.Name != name && !isPort {
 			continue
 		}
 		if err := nl.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {

@@ -239,6 +239,13 @@ func TestOtherBridgesAreLeftAlone(t *testing.T) {
 	if out := podNS.Run(t, "ip", "-br", "link"); !strings.Contains(out, "eth0") {
 		t.Errorf("GC removed the daemon's link: %s", out)
 	}
+	mustCall(t, config, "ADD", &ns, "x") // GC took it
+	if err := bridge.Cleanup(t.Context(), bridge.DefaultName, dir); err != nil {
+		t.Error(err)
+	}
+	if out := ns.Run(t, "ip", "-br", "link"); !strings.Contains(out, "eth0") {
+		t.Errorf("the daemon's reset removed the plugin's link: %s", out)
+	}
 }
 
 func TestCalled(t *testing.T) {
