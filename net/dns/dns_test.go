@@ -250,6 +250,7 @@ type upstream struct {
 	addr  netip.AddrPort
 	asked atomic.Int32
 	rcode atomic.Int32
+	old   atomic.Bool // it does not know EDNS0
 	srv   *mdns.Server
 }
 
@@ -265,6 +266,9 @@ func newUpstream(t *testing.T, addr string) *upstream {
 		m := new(mdns.Msg).SetReply(q)
 		m.Rcode = int(u.rcode.Load())
 		name := q.Question[0].Name
+		if u.old.Load() && q.IsEdns0() != nil {
+			m.Rcode = mdns.RcodeFormatError
+		}
 		switch {
 		case m.Rcode != 0:
 		case strings.HasPrefix(name, "missing."):
@@ -311,6 +315,10 @@ func TestForwarding(t *testing.T) {
 	one.rcode.Store(mdns.RcodeServerFailure)
 	if got := text(query(t, "udp", "other.example.com.", mdns.TypeA)); got != "A 192.0.2.1" || two.asked.Load() != 1 {
 		t.Errorf("failover from a failing server: %s, second server asked %d times", got, two.asked.Load())
+	}
+	two.old.Store(true)
+	if got := text(query(t, "udp", "old.example.com.", mdns.TypeA)); got != "A 192.0.2.1" {
+		t.Errorf("from a server that does not know EDNS0: %s", got)
 	}
 	two.rcode.Store(mdns.RcodeServerFailure)
 	if got := text(query(t, "udp", "third.example.com.", mdns.TypeA)); got != "SERVFAIL" {
@@ -363,6 +371,24 @@ func TestResolvConfIsFollowed(t *testing.T) {
 		query(t, "udp", fmt.Sprintf("b%d.example.com.", i), mdns.TypeA)
 		time.Sleep(50 * time.Millisecond)
 	}
+	// Away, and back with the time of change that it had.
+	await := func(what, want string) {
+		t.Helper()
+		for i := 0; text(query(t, "udp", fmt.Sprintf("%s%d.example.com.", what, i), mdns.TypeA)) != want; i++ {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: never %s", what, want)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	if err := os.Rename(file, file+".away"); err != nil {
+		t.Fatal(err)
+	}
+	await("away", "SERVFAIL")
+	if err := os.Rename(file+".away", file); err != nil {
+		t.Fatal(err)
+	}
+	await("back", "A 192.0.2.1")
 }
 
 func TestBesideAnotherServer(t *testing.T) {

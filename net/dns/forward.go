@@ -117,11 +117,23 @@ func (f *forwarder) exchange(q *dns.Msg) *dns.Msg {
 }
 
 func (f *forwarder) exchangeWith(server netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
+	asked := q.IsEdns0() != nil
 	q = q.Copy()
-	q.Id = dns.Id()
-	if q.IsEdns0() == nil {
+	if !asked {
 		q.SetEdns0(1232, false) // what fits through every path unfragmented
 	}
+	m, err := exchangeOnce(server, q)
+	if err == nil && !asked && (m.Rcode == dns.RcodeFormatError || m.Rcode == dns.RcodeNotImplemented) && m.IsEdns0() == nil {
+		// A server from before EDNS0, in a router perhaps (RFC 6891, 7).
+		q.Extra = nil
+		m, err = exchangeOnce(server, q)
+	}
+	return m, err
+}
+
+// exchangeOnce asks by UDP, and by TCP for an answer that is too long for that.
+func exchangeOnce(server netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
+	q.Id = dns.Id()
 	udp := dns.Client{Timeout: upstreamTimeout, UDPSize: maxUDPBytes}
 	m, _, err := udp.Exchange(q, server.String())
 	if err == nil && m.Truncated {
@@ -177,7 +189,7 @@ func (f *forwarder) reload(now time.Time) {
 	f.read = now
 	st, err := os.Stat(f.cfg.ResolvConf)
 	if err != nil {
-		f.upstreams = nil
+		f.upstreams, f.modified = nil, time.Time{} // it may come back as it was
 		return
 	}
 	if st.ModTime().Equal(f.modified) {
