@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -247,15 +248,31 @@ func (m *Manager) usages(ctx context.Context, what corev1.ResourceName) []Usage 
 	return out
 }
 
-// size of the files below dir; what vanishes meanwhile counts nothing.
+// size of the disk that the files below dir take, as du has it: a hole takes none, and
+// a file of several names counts once. What vanishes meanwhile counts nothing.
 func size(dir string) (bytes int64) {
+	type inode struct{ dev, ino uint64 }
+	seen := map[inode]bool{}
 	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return nil
 		}
-		if fi, err := e.Info(); err == nil {
-			bytes += fi.Size()
+		fi, err := e.Info()
+		if err != nil {
+			return nil
 		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil
+		}
+		if st.Nlink > 1 {
+			at := inode{uint64(st.Dev), st.Ino}
+			if seen[at] {
+				return nil
+			}
+			seen[at] = true
+		}
+		bytes += st.Blocks * 512 // the unit of st_blocks on every Linux
 		return nil
 	})
 	return bytes

@@ -211,7 +211,7 @@ func TestManager(t *testing.T) {
 	d.res.DiskFree = 5 * gib
 	look()
 	look()
-	if strings.Join(d.evicted, " ") != "large" || !strings.HasPrefix(d.messages[0], "The node was low on resource: ephemeral-storage. Threshold quantity: 10Gi, available: 5Gi. Pod was using 5000, request is 0") {
+	if strings.Join(d.evicted, " ") != "large" || !strings.HasPrefix(d.messages[0], "The node was low on resource: ephemeral-storage. Threshold quantity: 10Gi, available: 5Gi. Pod was using 8Ki, request is 0") {
 		t.Fatalf("ended %v: %v", d.evicted, d.messages)
 	}
 	d.pods = d.pods[:1]

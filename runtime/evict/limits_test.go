@@ -85,17 +85,27 @@ func TestLimitsAreEnforced(t *testing.T) {
 	running := func(id, pod string) engine.Container {
 		return engine.Container{ID: id, State: engine.Running, Labels: map[string]string{"uid": pod, "name": "a"}}
 	}
-	volume, logs, layer := using("volume", 0, emptyDir("v", "1Ki", "")).Pod, using("logs", 0, limit("1Ki")).Pod, using("layer", 0, limit("1Ki")).Pod
-	fits, crit := using("fits", 0, limit("1Ki")).Pod, using("critical", 0, limit("1Ki"), prio(2_000_000_000)).Pod
+	volume, logs, layer := using("volume", 0, emptyDir("v", "16Ki", "")).Pod, using("logs", 0, limit("16Ki")).Pod, using("layer", 0, limit("16Ki")).Pod
+	fits, crit := using("fits", 0, limit("64Ki"), emptyDir("v", "16Ki", "")).Pod, using("critical", 0, limit("16Ki"), prio(2_000_000_000)).Pod
 	d := &device{
 		res:     Resources{Disk: 100 * gib, DiskFree: 90 * gib, MemoryAvailable: gib, MemoryThreshold: mib},
 		pods:    []*corev1.Pod{volume, logs, layer, fits, crit},
 		running: []engine.Container{running("1", "logs"), running("2", "layer"), running("3", "fits"), running("4", "critical")},
-		layers:  map[string]int64{"2": 2000, "3": 500, "4": 2000},
+		layers:  map[string]int64{"2": 32000, "3": 500, "4": 32000},
 	}
-	write(volume, "v", 2000)
-	write(logs, "a", 2000)
+	write(volume, "v", 32000)
+	write(logs, "a", 32000)
 	write(fits, "a", 500)
+	// A hole takes no room, and a second name no second one.
+	if err := os.Truncate(filepath.Join(path(fits, "a"), "f"), 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	write(fits, "v", 10000)
+	for _, name := range []string{"g", "h"} {
+		if err := os.Link(filepath.Join(path(fits, "v"), "f"), filepath.Join(path(fits, "v"), name)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	m := New(Config{
 		Engine: d, Pods: d, Look: d.Look, Now: time.Now, Logger: slog.New(slog.DiscardHandler), Volume: path, Log: path,
 		Owner: func(c engine.Container) (string, string) { return c.Labels["uid"], c.Labels["name"] },
