@@ -43,7 +43,8 @@ type Plan struct {
 type round struct {
 	World
 	// replicas are the Pods that should be, by number; those that are not there
-	// are as they would be made.
+	// are as they would be made. Of a set that is far from its size they are the
+	// first ones, with at least podset.Burst to be made among them.
 	replicas  []*corev1.Pod
 	exists    []bool
 	condemned []*corev1.Pod // the others, highest number first
@@ -51,14 +52,17 @@ type round struct {
 }
 
 func newRound(w World) *round {
-	r := &round{World: w, replicas: make([]*corev1.Pod, *w.Set.Spec.Replicas), exists: make([]bool, *w.Set.Spec.Replicas)}
+	size := min(int(*w.Set.Spec.Replicas), len(w.Pods)+podset.Burst)
+	r := &round{World: w, replicas: make([]*corev1.Pod, size), exists: make([]bool, size)}
 	first := start(w.Set)
 	for _, p := range w.Pods {
 		n, ok := ordinal(w.Set, p)
 		switch {
 		case !ok:
 		case inRange(w.Set, n):
-			r.replicas[n-first], r.exists[n-first] = p, true
+			if i := n - first; i < size {
+				r.replicas[i], r.exists[i] = p, true
+			}
 		default:
 			r.condemned = append(r.condemned, p)
 		}
@@ -138,7 +142,7 @@ func (r *round) keepOne(i int) (wait bool) {
 	pod, n := r.replicas[i], start(r.Set)+i
 	switch {
 	case !r.exists[i]:
-		if r.claimsAreStale(pod, n) {
+		if r.claimsAreStale(pod, n) || len(r.plan.Create) == podset.Burst {
 			return true
 		}
 		for _, claim := range newClaims(r.Set, n) {

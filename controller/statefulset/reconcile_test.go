@@ -2,6 +2,7 @@ package statefulset
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
+
+	"edged/controller/podset"
 )
 
 var now = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
@@ -140,6 +143,20 @@ func TestReconcile(t *testing.T) {
 				t.Errorf("got %q, want %q", s, tc.want)
 			}
 		})
+	}
+}
+
+// TestSetsWithoutEnd: a number that nobody could have meant costs a round no more than
+// podset.Burst Pods, and the others go on being looked after.
+func TestSetsWithoutEnd(t *testing.T) {
+	for _, replicas := range []int32{100_000, math.MaxInt32} {
+		if got := Reconcile(world(set(replicas), []string{"0 new ready"})).Create; len(got) != 1 || got[0].Name != "db-1" {
+			t.Errorf("in order: %d Pods", len(got))
+		}
+		plan := Reconcile(world(set(replicas, parallel, claimed("Retain", "Retain")), []string{"0 new ready", "2 new failed", "700 new ready"}))
+		if len(plan.Create) != podset.Burst || len(plan.Claims) != podset.Burst || plan.Create[0].Name != "db-1" || len(plan.Delete) != 1 {
+			t.Errorf("in parallel: %d Pods, %d claims, %d go", len(plan.Create), len(plan.Claims), len(plan.Delete))
+		}
 	}
 }
 
