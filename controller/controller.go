@@ -91,6 +91,8 @@ type Config struct {
 	Liveness node.Liveness
 	// Grace is how long a device may be silent; nil is node.Grace.
 	Grace func() time.Duration
+	// Witnesses are members without a Node; may be nil.
+	Witnesses node.Witnesses
 	// Foreign is the way to the servers of aggregated APIs; nil: there are none.
 	Foreign foreign.Servers
 	Logger  *slog.Logger
@@ -113,7 +115,7 @@ func controllers(cfg Config) map[string]loop.Run {
 		"ephemeralvolume":        ephemeralvolume.Run,
 		"gc":                     gc.Run,
 		"job":                    job.Run,
-		"node":                   node.Run(cfg.Liveness, cfg.Grace),
+		"node":                   node.Run(cfg.Liveness, cfg.Grace, cfg.Witnesses),
 		"persistentvolume":       persistentvolume.Run,
 		"podcertificate":         podcertificate.Run,
 		"podgc":                  podgc.Run,

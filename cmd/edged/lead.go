@@ -50,6 +50,7 @@ func (d *device) lead(ctx context.Context) error {
 				Registry: d.registry, ClusterDomain: d.cfg.clusterDomain, APIAddresses: d.apiAddresses,
 				ServiceIP: firstOf(d.cfg.parsed.serviceCIDRs[0]), ServiceCIDRs: d.cfg.parsed.serviceCIDRs, BootstrapObjects: bootstrap, RootCA: d.identity, Tokens: d.access.tokens, Signer: d.identity, Logger: d.log, Now: d.clock.Now,
 				Liveness: d.liveness(time.Now()), Grace: d.grace, Foreign: d.api,
+				Witnesses: func() []string { return d.witnessNames(ctx) },
 			})
 		})
 		g.Go(func() error { return d.api.CheckServices(ctx) })

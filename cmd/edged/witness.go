@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -109,6 +110,21 @@ func (d *device) tell(ctx context.Context, prefix string, want bool) error {
 // witnesses are the members that are, as far as this device knows.
 func (d *device) witnesses(ctx context.Context) (ids []uint64) {
 	return d.told(ctx, witnessPrefix)
+}
+
+// witnessNames are what the witnesses are called.
+func (d *device) witnessNames(ctx context.Context) (names []string) {
+	list, err := d.store.MemberList(ctx, &pb.MemberListRequest{})
+	if err != nil {
+		return nil
+	}
+	ids := d.witnesses(ctx)
+	for _, m := range list.Members {
+		if slices.Contains(ids, m.ID) {
+			names = append(names, m.Name)
+		}
+	}
+	return names
 }
 
 // told are the members below prefix.

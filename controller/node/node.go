@@ -39,9 +39,15 @@ const (
 	atOnce = 8
 )
 
+// Witnesses are the names of members that run no Pods and have no Node. They are
+// devices all the same when it is counted how many are silent: of two devices and a
+// witness, the one that is lost is not half.
+type Witnesses func() []string
+
 type controller struct {
 	env      loop.Env
 	liveness Liveness
+	others   Witnesses
 	grace    func() time.Duration
 	nodes    registry.Client[*corev1.Node]
 	pods     registry.Client[*corev1.Pod]
@@ -53,14 +59,14 @@ type controller struct {
 }
 
 // Run makes the controller.
-// grace tells how long a device may be silent now; nil is Grace.
-func Run(liveness Liveness, grace func() time.Duration) loop.Run {
+// grace tells how long a device may be silent now; nil is Grace. others may be nil.
+func Run(liveness Liveness, grace func() time.Duration, others Witnesses) loop.Run {
 	if grace == nil {
 		grace = func() time.Duration { return Grace }
 	}
 	return func(ctx context.Context, env loop.Env) error {
 		c := &controller{
-			env: env, liveness: liveness, grace: grace, nodes: registry.For[*corev1.Node](env.Registry), pods: registry.For[*corev1.Pod](env.Registry),
+			env: env, liveness: liveness, grace: grace, others: others, nodes: registry.For[*corev1.Node](env.Registry), pods: registry.For[*corev1.Pod](env.Registry),
 			more:   make(chan struct{}, 1),
 			events: env.Events.Component("node-controller"), eviction: env.Events.Component("taint-eviction-controller"),
 		}
@@ -169,16 +175,25 @@ func isKnown(n *corev1.Node) bool {
 
 // majoritySilent says whether half of the devices or more are silent.
 func (c *controller) majoritySilent() bool {
-	devices, silent := 0, 0
+	if c.liveness == nil {
+		return false
+	}
+	names := map[string]bool{} // a device that became a witness keeps its Node
 	for _, n := range c.nodes.List("") {
-		if c.liveness == nil {
-			return false
+		names[n.Name] = true
+	}
+	if c.others != nil {
+		for _, name := range c.others() {
+			names[name] = true
 		}
-		if _, ok := c.liveness(n.Name); !ok {
+	}
+	devices, silent := 0, 0
+	for name := range names {
+		if _, ok := c.liveness(name); !ok {
 			continue
 		}
 		devices++
-		if c.silent(n.Name) {
+		if c.silent(name) {
 			silent++
 		}
 	}

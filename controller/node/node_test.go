@@ -124,7 +124,7 @@ type fleet struct {
 	silent map[string]time.Time
 }
 
-func newFleet(t *testing.T, devices int) *fleet {
+func newFleet(t *testing.T, devices int, witnesses ...string) *fleet {
 	f := &fleet{t: t, reg: registrytest.New(t), silent: map[string]time.Time{}}
 	for i := range devices {
 		_, err := registry.For[*corev1.Node](f.reg).Create(t.Context(), &corev1.Node{
@@ -145,7 +145,7 @@ func newFleet(t *testing.T, devices int) *fleet {
 			return at, true
 		}
 		return time.Now(), true
-	}, nil)
+	}, nil, func() []string { return witnesses })
 	go func() {
 		done <- run(ctx, loop.Env{Registry: f.reg, Events: recorder.New(f.reg, "test", "", nil), Logger: slog.New(slog.DiscardHandler), Now: time.Now})
 	}()
@@ -269,6 +269,25 @@ func TestRestartOnAnOrder(t *testing.T) {
 	f.hear("d1")
 	f.quiet(0, "d2")
 	f.await("the Pod of a device that should be back is taken off", func() bool { return f.podGone("p2") })
+}
+
+// TestWitnessesCount: of two devices and a witness that is heard, one that is lost is
+// not half; with a witness that is silent, too, nothing is evicted, nor is one counted
+// twice that was a device.
+func TestWitnessesCount(t *testing.T) {
+	f := newFleet(t, 2, "w", "d0")
+	f.quiet(0, "d1", "w")
+	f.await("d1 is not heard of", func() bool { return f.ready("d1") == corev1.ConditionUnknown })
+	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // longer than it tolerates
+		if f.podGone("p1") {
+			t.Fatal("a Pod was evicted")
+		}
+	}
+	f.hear("w")
+	f.await("its Pod is taken off", func() bool { return f.podGone("p1") })
+	if f.podGone("p0") {
+		t.Error("others are touched")
+	}
 }
 
 func TestNothingIsEvictedWhenHalfAreSilent(t *testing.T) {
