@@ -8,15 +8,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"edged/buildroot/disk"
+	"edged/buildroot/fat"
 	"edged/buildroot/pid1"
 	"edged/buildroot/slot"
 )
@@ -177,25 +181,76 @@ func (x xzReader) Close() error {
 		return err
 	}
 	if err := x.cmd.Wait(); err != nil {
-		return fmt.Errorf("xz: %w: %s", err, x.stderr)
+		return fmt.Errorf("xz: %w: %s", err, bytes.TrimSpace(x.stderr.Bytes()))
 	}
 	return nil
 }
 
-// flash writes, puts the configuration in place, and reads everything back.
+// head is the beginning of a stream, kept as far as it was asked for.
+type head struct {
+	from io.Reader
+	kept []byte
+}
+
+// headMax bounds what is kept: the tables of a boot partition and its folder are in its
+// first few megabytes.
+const headMax = 32 << 20
+
+func (h *head) ReadAt(p []byte, off int64) (int, error) {
+	end := off + int64(len(p))
+	if off < 0 || end > headMax {
+		return 0, fmt.Errorf("byte %d is not within its first %d MB", off, headMax>>20)
+	}
+	if have := len(h.kept); end > int64(have) {
+		h.kept = slices.Grow(h.kept, int(end)-have)[:end]
+		n, err := io.ReadFull(h.from, h.kept[have:])
+		h.kept = h.kept[:have+n]
+		if err != nil {
+			return 0, err
+		}
+	}
+	return copy(p, h.kept[off:]), nil
+}
+
+// isImage tells an image of edged by its boot partition's edged.yaml; no more of it
+// need be there than its beginning.
+func isImage(r io.ReaderAt) error {
+	table, err := disk.Read(r, math.MaxInt64)
+	if err != nil {
+		return err
+	}
+	if len(table.Partitions) == 0 {
+		return disk.ErrNoTable
+	}
+	v, err := fat.Open(io.NewSectionReader(r, table.Partitions[0].Start*disk.SectorBytes, math.MaxInt64))
+	if err != nil {
+		return err
+	}
+	_, err = v.Extents(pid1.ConfigName)
+	return err
+}
+
+// flash writes, puts the configuration in place, and reads everything back. What is no
+// image of edged is refused before the card is touched.
 func flash(ctx context.Context, out io.Writer, image, device string, config []byte) (err error) {
 	in, err := openImage(ctx, image)
 	if err != nil {
 		return err
 	}
+	h := &head{from: in}
+	if err := isImage(h); err != nil {
+		if cause := in.Close(); cause != nil && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) {
+			err = cause // why it could not be unpacked
+		}
+		return fmt.Errorf("%s is not an image of edged: %w", image, err)
+	}
 	d, err := openTarget(device)
 	if err != nil {
-		in.Close()
-		return err
+		return errors.Join(err, in.Close())
 	}
 	defer d.Close()
 	written := sha256.New()
-	size, err := copyProgress(ctx, io.MultiWriter(d, written), in, func(n int64) { fmt.Fprintf(out, "written %d MB\n", n>>20) })
+	size, err := copyProgress(ctx, io.MultiWriter(d, written), io.MultiReader(bytes.NewReader(h.kept), in), func(n int64) { fmt.Fprintf(out, "written %d MB\n", n>>20) })
 	if err := errors.Join(err, in.Close(), d.Sync()); err != nil {
 		return fmt.Errorf("write %s: %w", device, err)
 	}
@@ -212,7 +267,7 @@ func flash(ctx context.Context, out io.Writer, image, device string, config []by
 	}
 	boot, v, err := slot.Boot(d, size)
 	if err != nil {
-		return fmt.Errorf("%s is not an image of edged: %w", image, err)
+		return fmt.Errorf("open the boot partition of %s: %w", device, err)
 	}
 	if config != nil {
 		if err := errors.Join(v.Overwrite(boot, pid1.ConfigName, config), boot.Sync()); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -136,6 +137,54 @@ func TestFlashRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestFlashLeavesTheCard: what is no image of edged is refused with the card as it was.
+func TestFlashLeavesTheCard(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, data []byte) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	card := write("card", []byte("holiday photographs"))
+	whole, err := os.ReadFile(smallImage(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign := bytes.Clone(whole) // a boot partition without edged.yaml
+	if err := fat.Format(&sliceAt{foreign[2048*disk.SectorBytes:]}, 40<<20, "OTHER", 1, []fat.File{{Name: "config.txt", Data: []byte("#")}}); err != nil {
+		t.Fatal(err)
+	}
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	if _, err := z.Write(foreign); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{
+		write("text.img", []byte("an upgrade, or a page that says 404")), write("noise.img", bytes.Repeat([]byte("noise"), 1<<20)), write("cut.img", whole[:1<<20]),
+		write("foreign.img", foreign), write("foreign.img.gz", packed.Bytes()), write("cut.img.gz", packed.Bytes()[:100]),
+	} {
+		var out, stderr bytes.Buffer
+		code := dispatch(context.Background(), env{[]string{"flash", "--image", path, "--device", card}, nil, &out, &stderr})
+		if code != exitFailed || !strings.Contains(stderr.String(), path+" is not an image of edged") {
+			t.Errorf("%s: exit code %d, %q", filepath.Base(path), code, stderr.String())
+		}
+		if got, err := os.ReadFile(card); err != nil || string(got) != "holiday photographs" {
+			t.Fatalf("%s: the card has %d bytes, %v", filepath.Base(path), len(got), err)
+		}
+	}
+}
+
+// sliceAt writes into bytes.
+type sliceAt struct{ b []byte }
+
+func (s *sliceAt) WriteAt(p []byte, off int64) (int, error) { return copy(s.b[off:], p), nil }
 
 // TestFlashRefusesDisksInUse: one that is mounted here, by name, and one that is held
 // where no table of ours shows it, by the kernel's word; the same disk is written when
