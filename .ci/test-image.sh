@@ -25,7 +25,17 @@ work=$(mktemp -d)
 # phase begins one, and tells how long all before took.
 phase() { now=$*; echo "== $SECONDS s: $now"; }
 phase begin
-trap 'status=$?; rm -rf "$work"; [ $status = 0 ] || echo "test-image: FAILED after $SECONDS s in: $now" >&2' EXIT
+# ended leaves nothing, and says of a failure last what the tests said of it: the
+# consoles of the machines are long.
+ended() {
+  local status=$?
+  if [ $status != 0 ]; then
+    grep -hE '^ +[a-z_]+\.go:[0-9]+: |^--- FAIL' "$work/boot.log" 2>/dev/null | tail -n 20 >&2
+    echo "test-image: FAILED after $SECONDS s in: $now" >&2
+  fi
+  rm -rf "$work"
+}
+trap ended EXIT
 export EDGED_IMAGES=$PWD/dist EDGED_UPGRADE_KEY=${UPGRADE_KEY:-$PWD/.cache/upgrade.key} PATH=$PWD/bin:$PATH
 # boot runs tests of the harness, two machines at a time: an emulated one has work
 # for little more than one processor.
@@ -34,7 +44,7 @@ boot() {
   # 10.0.2.2 and .15: see Founder. QEMU takes what comes from 127.0.0.1 for the host's.
   unshare -n sh -ec 'ip link set lo up; ip address add 10.0.2.2/32 dev lo
     ip route add local 10.0.2.15/32 dev lo src 127.0.0.1 table local; cd buildroot/harness; exec "$@"' sh \
-    "$work/harness.test" -test.v -test.parallel 2 -test.timeout "$((30 + ${CUTS:-0}))m" "$@"
+    "$work/harness.test" -test.v -test.parallel 2 -test.timeout "$((30 + ${CUTS:-0}))m" "$@" 2>&1 | tee "$work/boot.log"
 }
 if [ "$EDGED_FLEET$EDGED_CUTS" ]; then
   phase build the image

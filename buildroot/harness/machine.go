@@ -212,7 +212,9 @@ func (m *Machine) On() {
 		// Its processors, card and USB network are those of the board.
 		program = "qemu-system-aarch64"
 		kernel, cmdline := m.firmware("ttyAMA1")
-		args = append(args, "-M", "raspi3b", "-no-reboot", "-kernel", kernel, "-append", cmdline, "-dtb", filepath.Join(m.dir, "board.dtb"),
+		// One thread takes turns for its four processors: one each, on a host with less,
+		// wait for each other so long that the kernel hangs.
+		args = append(args, "-M", "raspi3b", "-icount", "shift=3", "-no-reboot", "-kernel", kernel, "-append", cmdline, "-dtb", filepath.Join(m.dir, "board.dtb"),
 			"-drive", "if=sd,format=raw,file="+m.card, "-device", "usb-net,netdev=n")
 	case m.o.Board == "rpi":
 		program = "qemu-system-aarch64"
