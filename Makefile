@@ -54,8 +54,13 @@ test-soak: ## 1000 simulated clusters, and every decoder of what a disk or a str
 	git grep '^func Fuzz' -- '*_test.go' | sed -E 's|^(.*)/[^/]*:func (Fuzz[A-Za-z]*).*|\2 ./\1|' | while read -r f dir; do \
 		echo "$$f $$dir"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s "$$dir" </dev/null || exit 1; done
 
+.PHONY: containerd
+containerd: .cache/containerd/usr/bin/containerd ## Debian's containerd, for the test that has one beside the daemon
+.cache/containerd/usr/bin/containerd:
+	bash .ci/apt-fetch.sh "$$(dpkg --print-architecture)" .cache/containerd containerd
+
 .PHONY: e2e
-e2e: build kubectl ## end-to-end tests on devices in namespaces
+e2e: build kubectl containerd ## end-to-end tests on devices in namespaces
 	go test -count=1 -timeout 30m ./test/e2e/...
 
 .PHONY: test

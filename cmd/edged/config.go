@@ -43,6 +43,8 @@ type config struct {
 	voters        int
 	setClock      string
 	metered       bool
+	logsInMemory  bool
+	containerd    string
 
 	discovery, clusterName, clusterSecretFile string
 	bootstrapExpect                           int
@@ -117,6 +119,7 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.role, "role", roleAuto, "auto; witness: vote and hold the state, run no Pods")
 	fs.IntVar(&c.voters, "voters", raftstore.DefaultVoters, "how many devices vote at most; the others keep the state too")
 	fs.BoolVar(&c.metered, "metered", false, "this device pays for what it sends: the whole cluster is quiet, and slower to notice what is lost")
+	fs.BoolVar(&c.logsInMemory, "logs-in-memory", false, "keep containers' logs in memory, smaller ones: they are lost with the power, and no card is worn by them")
 	fs.StringVar(&c.setClock, "set-clock", string(clock.Auto), "when to set this machine's clock to the cluster's time: auto: if nobody has set it yet; always: when it is wrong and not synchronised; never")
 	fs.StringVar(&c.clusterCIDR, "cluster-cidr", "10.42.0.0/16", "`prefix` of Pod addresses, or an IPv4 and an IPv6 one; each device gets a /24, a /64 of it")
 	fs.StringVar(&c.serviceCIDR, "service-cidr", "10.43.0.0/16", "`prefix` of Service addresses, or an IPv4 and an IPv6 one")
@@ -126,6 +129,7 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&c.lbPool, "lb-pool", nil, "`range` of addresses for Services of type LoadBalancer (a-b, a prefix, an address); may be repeated; the same on all devices")
 	fs.StringVar(&c.imageDir, "image-dir", "", "`folder` of image archives to import at start (default <data-dir>/images)")
 	c.snapshotFlags(fs)
+	fs.StringVar(&c.containerd, "containerd", "", "`socket` of a containerd that is already on this device, to share its images and layers (default none: edged keeps its own)")
 	fs.StringVar(&c.cniConfDir, "cni-conf-dir", "", "`folder` of a CNI configuration (*.conflist, *.conf) whose plugins connect Pods in the bridge's place")
 	fs.StringSliceVar(&c.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin"}, "`folders` of the programs of --cni-conf-dir")
 	fs.StringVar(&c.manifestsDir, "manifests-dir", "", "`folder` of manifests (*.yaml, *.yml, *.json) to apply at start and when they change (default <data-dir>/manifests)")
@@ -248,6 +252,12 @@ func (c *config) validate() (err error) {
 	}
 	if c.manifestsDir, err = filepath.Abs(c.manifestsDir); err != nil {
 		return misusef("--manifests-dir: %w", err)
+	}
+	if c.containerd != "" {
+		// unix:// as the kubelet has it.
+		if c.containerd, err = filepath.Abs(strings.TrimPrefix(c.containerd, "unix://")); err != nil {
+			return misusef("--containerd: %w", err)
+		}
 	}
 	if err := c.validateNetwork(); err != nil {
 		return err

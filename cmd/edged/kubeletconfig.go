@@ -4,13 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"edged/runtime/evict"
 	"edged/runtime/nodeapi"
 	"edged/runtime/nodestatus"
 	"edged/runtime/pod"
-	"edged/runtime/podlog"
 )
 
 // kubeletConfig is what the node agent runs by, as a KubeletConfiguration: what it has
@@ -23,6 +23,7 @@ func (d *device) kubeletConfig(port int32, memoryThresholdBytes int64) (json.Raw
 	for _, a := range d.cfg.parsed.clusterDNS {
 		dns = append(dns, a.String())
 	}
+	limits := d.cfg.logLimits()
 	enabled := func(v bool) map[string]bool { return map[string]bool{"enabled": v} }
 	return json.Marshal(map[string]any{
 		"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -41,7 +42,7 @@ func (d *device) kubeletConfig(port int32, memoryThresholdBytes int64) (json.Raw
 		"cgroupRoot": pod.CgroupRoot, "cgroupsPerQOS": false, "cgroupDriver": "cgroupfs",
 		"cpuCFSQuota": true, "cpuManagerPolicy": "none", "memoryManagerPolicy": "None", "topologyManagerPolicy": "none",
 		"maxPods": nodestatus.MaxPods, "nodeStatusMaxImages": nodestatus.MaxImages, "podPidsLimit": -1,
-		"containerLogMaxSize": fmt.Sprintf("%dMi", podlog.MaxFileBytes>>20), "containerLogMaxFiles": podlog.MaxFiles,
+		"containerLogMaxSize": resource.NewQuantity(limits.FileBytes, resource.BinarySI).String(), "containerLogMaxFiles": limits.Files,
 		"configMapAndSecretChangeDetectionStrategy": "Watch", "localStorageCapacityIsolation": true,
 		"registerNode": true, "registerWithTaints": taints(d.cfg),
 		"failSwapOn": false, "failCgroupV1": false, "seccompDefault": false, "makeIPTablesUtilChains": false,

@@ -42,7 +42,6 @@ import (
 )
 
 const (
-	logRoot = "/var/log/pods"
 	// hostResolvConf is how this device itself resolves names.
 	hostResolvConf = "/etc/resolv.conf"
 	// registerAgain is how often a device without a Node tries to become one.
@@ -74,8 +73,11 @@ func (d *device) runNode(ctx context.Context, g *errgroup.Group) error {
 	c := d.cfg
 	p := paths{c.dataDir, c.runDir}
 	cfg := p.engine()
-	cfg.Logger = d.log
+	cfg.Logger, cfg.Socket = d.log, c.containerd
 	eng, err := engine.Open(ctx, cfg)
+	if err != nil && c.containerd != "" {
+		err = fmt.Errorf("--containerd: %w", err)
+	}
 	if err != nil {
 		return endOf(ctx, err)
 	}
@@ -272,6 +274,9 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw po
 	if err != nil {
 		return err
 	}
+	if err := keepLogs(c); err != nil {
+		return err
+	}
 	ag := agent.New(agent.Config{
 		NodeName: c.nodeName, Registry: d.registry, Events: d.engine, Logger: d.log,
 		Leftovers: []agent.Leftovers{keepers{boxes, volumes, nw}},
@@ -288,7 +293,7 @@ func (d *device) runAgent(ctx context.Context, g *errgroup.Group, p paths, nw po
 				d.events.Event(recorder.Reference("v1", "Pod", p, field), eventType, reason, message)
 			},
 			DNS:    pod.DNS{Server: c.parsed.clusterDNS[0].String(), Domain: c.clusterDomain, HostResolvConf: hostResolvConf},
-			HostIP: func() string { return d.address().String() }, LogRoot: logRoot, SeccompDir: filepath.Join(c.dataDir, "seccomp"),
+			HostIP: func() string { return d.address().String() }, LogRoot: logRoot, LogLimits: c.logLimits(), SeccompDir: filepath.Join(c.dataDir, "seccomp"),
 			MemoryBytes: memoryBytes(), Now: d.clock.Now, Logger: d.log,
 		},
 	})

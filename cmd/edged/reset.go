@@ -81,7 +81,7 @@ func reset(ctx context.Context, dataDir, runDir string, keepData bool) error {
 	errs := []error{
 		cni.Cleanup(ctx, p.cni()),
 		mesh.Cleanup(ctx), bridge.Cleanup(ctx, bridge.DefaultName, p.bridge()), table.Remove(), nft.Withdraw(), sandbox.Cleanup(p.sandboxes()),
-		volume.Cleanup(podDataOf(p, keepData), p.podRun()), removeLogs(uids),
+		volume.Cleanup(podDataOf(p, keepData), p.podRun()), keepLogsOnDisk(), removeLogs(uids),
 	}
 	// Not while something is mounted there: it is others'.
 	if err := errors.Join(errs...); err != nil {

@@ -49,6 +49,7 @@ func Cleanup(ctx context.Context, cfg Config) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean up containers: %w", err)
 	}
+	errs = append(errs, cleanExternal(ctx, cfg.Root))
 	for _, dir := range []string{cfg.State, cfg.Root, cfg.BinDir} {
 		errs = append(errs, os.RemoveAll(dir))
 	}

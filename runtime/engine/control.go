@@ -89,7 +89,7 @@ func (e *Engine) WritableLayer(ctx context.Context, id string) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("measure: %w", err)
 	}
-	if c.rec.Holder || e.store.snapName != overlayName {
+	if c.rec.Holder || !e.store.layered {
 		return 0, nil
 	}
 	du, err := fs.DiskUsage(ctx, filepath.Join(e.rootfs.dir, id, "fs"))

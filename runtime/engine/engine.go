@@ -41,7 +41,10 @@ type Config struct {
 	// CgroupRoot is the parent of the shim's own control group, and what Cleanup
 	// removes. Default [DefaultCgroupRoot].
 	CgroupRoot string
-	Logger     *slog.Logger
+	// Socket is of another containerd, whose images and layers are used in place of an
+	// own store in Root; empty is none.
+	Socket string
+	Logger *slog.Logger
 }
 
 func (c *Config) check() error {
@@ -163,7 +166,12 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	if err := e.openTemp(); err != nil {
 		return nil, err
 	}
-	if e.store, err = openStore(inNamespace(ctx), cfg.Root, e.log); err != nil {
+	if cfg.Socket != "" {
+		e.store, err = openExternal(inNamespace(ctx), cfg.Root, cfg.Socket)
+	} else {
+		e.store, err = openStore(inNamespace(ctx), cfg.Root, e.log)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if e.rootfs, err = newRootfsMaker(e.store, cfg.Root); err != nil {
@@ -177,7 +185,7 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	}
 	// Every lease that is there now is of a daemon that died; from here on there
 	// are others.
-	left, err := e.store.leases.List(inNamespace(ctx))
+	left, err := e.store.leases.List(inNamespace(ctx), e.store.leaseFilter...)
 	if err != nil {
 		return nil, fmt.Errorf("list leases: %w", err)
 	}
@@ -251,6 +259,9 @@ func (e *Engine) sweep(left []leases.Lease) {
 		e.log.Warn("left-overs of a crash cannot be removed", "err", err)
 	}
 }
+
+// Version is that of the containerd which keeps the images.
+func (e *Engine) Version() string { return e.store.version }
 
 // Close lets go of everything; the containers run on. Calls under way end with an
 // error.

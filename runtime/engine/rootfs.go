@@ -16,6 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// gcRootLabel keeps a snapshot from the garbage collector.
+const gcRootLabel = "containerd.io/gc.root"
+
 // upperdirLabel is how containerd's overlay snapshotter tells where a layer lies.
 const upperdirLabel = "containerd.io/snapshot/overlay.upperdir"
 
@@ -24,7 +27,8 @@ const upperdirLabel = "containerd.io/snapshot/overlay.upperdir"
 // come from the snapshotter, the writable one is ours, below Root/containers/<id>.
 // It is thrown away at the latest by the first Open after a reboot, so it is
 // mounted without syncs (volatile) where the kernel can. Without overlayfs it is a
-// snapshot of the native snapshotter: a copy.
+// snapshot of the native snapshotter: a copy. In another containerd it is a snapshot
+// too, which keeps the layers below it from whoever removes their image.
 type rootfsMaker struct {
 	store    *store
 	dir      string // of writable layers
@@ -36,7 +40,7 @@ func newRootfsMaker(s *store, root string) (*rootfsMaker, error) {
 	if err := os.MkdirAll(r.dir, 0o711); err != nil {
 		return nil, fmt.Errorf("make the folder of writable layers: %w", err)
 	}
-	r.volatile = s.snapName == overlayName && overlayMounts(r.dir, "volatile")
+	r.volatile = s.layered && overlayMounts(r.dir, "volatile")
 	return r, nil
 }
 
@@ -71,7 +75,7 @@ func (r *rootfsMaker) mount(ctx context.Context, id, chain, target string) (err 
 	if err := os.MkdirAll(target, 0o711); err != nil {
 		return fmt.Errorf("make the root folder: %w", err)
 	}
-	if r.store.snapName != overlayName {
+	if !r.store.layered {
 		return r.mountCopy(ctx, id, chain, target)
 	}
 	lower, err := r.lowerDirs(ctx, chain)
@@ -139,7 +143,7 @@ func (r *rootfsMaker) lowerDirs(ctx context.Context, chain string) ([]string, er
 
 func (r *rootfsMaker) mountCopy(ctx context.Context, id, chain, target string) error {
 	mounts, err := r.store.snap.Prepare(ctx, id, chain, snapshots.WithLabels(map[string]string{
-		"containerd.io/gc.root": "container",
+		gcRootLabel: r.store.snapRoot,
 	}))
 	if err != nil {
 		return fmt.Errorf("copy the image: %w", err)
@@ -149,8 +153,8 @@ func (r *rootfsMaker) mountCopy(ctx context.Context, id, chain, target string) e
 
 // mountImage mounts an image's content read-only at target.
 func (r *rootfsMaker) mountImage(ctx context.Context, chain, target string) error {
-	if r.store.snapName != overlayName {
-		return errors.New("image volumes need overlayfs")
+	if !r.store.layered {
+		return errors.New("image volumes need overlayfs, and images in edged's own store")
 	}
 	lower, err := r.lowerDirs(ctx, chain)
 	if err != nil {
@@ -174,7 +178,7 @@ func (r *rootfsMaker) remove(ctx context.Context, id, target string) error {
 	if err := unmountBelow(target); err != nil {
 		return err
 	}
-	if r.store.snapName != overlayName {
+	if !r.store.layered {
 		if err := r.store.snap.Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("remove the copy of the image: %w", err)
 		}
@@ -186,18 +190,8 @@ func (r *rootfsMaker) remove(ctx context.Context, id, target string) error {
 // sweep removes the writable layers of containers that nobody knows.
 func (r *rootfsMaker) sweep(ctx context.Context, known func(id string) bool) error {
 	var errs []error
-	if r.store.snapName != overlayName {
-		var old []string
-		err := r.store.snap.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-			if info.Kind == snapshots.KindActive && info.Labels["containerd.io/gc.root"] == "container" && !known(info.Name) {
-				old = append(old, info.Name)
-			}
-			return nil
-		})
-		errs = append(errs, err)
-		for _, key := range old {
-			errs = append(errs, r.store.snap.Remove(ctx, key))
-		}
+	if !r.store.layered {
+		errs = append(errs, r.sweepCopies(ctx, known))
 	}
 	entries, err := os.ReadDir(r.dir)
 	errs = append(errs, err)
@@ -205,6 +199,22 @@ func (r *rootfsMaker) sweep(ctx context.Context, known func(id string) bool) err
 		if !known(entry.Name()) && ctx.Err() == nil {
 			errs = append(errs, os.RemoveAll(filepath.Join(r.dir, entry.Name())))
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// sweepCopies removes the snapshots of containers that nobody knows.
+func (r *rootfsMaker) sweepCopies(ctx context.Context, known func(id string) bool) error {
+	var old []string
+	err := r.store.snap.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindActive && info.Labels[gcRootLabel] == r.store.snapRoot && !known(info.Name) {
+			old = append(old, info.Name)
+		}
+		return nil
+	})
+	errs := []error{err}
+	for _, key := range old {
+		errs = append(errs, r.store.snap.Remove(ctx, key))
 	}
 	return errors.Join(errs...)
 }

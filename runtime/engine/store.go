@@ -43,25 +43,34 @@ const (
 	overlayName, nativeName = "overlayfs", "native"
 )
 
-// store is containerd's image side as Go objects. Everything in it is on disk
-// below Root and survives reboots.
+// store is containerd's image side as Go objects, or another containerd's over its
+// socket. Everything in it is on disk, ours below Root, and survives reboots.
 type store struct {
 	log      *slog.Logger
-	bolt     *bolt.DB
-	db       *metadata.DB
+	bolt     *bolt.DB     // nil: another containerd's
+	db       *metadata.DB // likewise
+	version  string       // containerd's
 	content  content.Store
 	images   images.Store
 	leases   leases.Manager
 	snapName string
 	snap     snapshots.Snapshotter
-	applier  diff.Applier
-	platform platforms.MatchComparer
-	closers  []func() error
+	// layered says that the folders of layers are known, so that an overlay is mounted
+	// over them without a snapshot for each container.
+	layered bool
+	// snapRoot is the value of the label that keeps a container's snapshot.
+	snapRoot string
+	// leaseOpts mark our leases, and leaseFilter finds those.
+	leaseOpts   []leases.Opt
+	leaseFilter []string
+	applier     diff.Applier
+	platform    platforms.MatchComparer
+	closers     []func() error
 }
 
 // openStore opens or makes the store below root.
 func openStore(ctx context.Context, root string, log *slog.Logger) (_ *store, err error) {
-	s := &store{log: log, platform: platforms.Default()}
+	s := &store{log: log, version: ownVersion(), platform: platforms.Default(), snapRoot: "container"}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -116,7 +125,7 @@ func (s *store) openSnapshotter(root string) error {
 			return fmt.Errorf("open the snapshots: %w", err)
 		}
 	}
-	s.snap = sn
+	s.snap, s.layered = sn, s.snapName == overlayName
 	s.closers = append(s.closers, sn.Close)
 	return nil
 }
@@ -154,7 +163,7 @@ func inNamespace(ctx context.Context) context.Context {
 
 // withLease keeps what fn adds from the garbage collector until fn is done.
 func (s *store) withLease(ctx context.Context, fn func(context.Context) error) error {
-	lease, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseExpiry))
+	lease, err := s.leases.Create(ctx, append([]leases.Opt{leases.WithRandomID(), leases.WithExpiration(leaseExpiry)}, s.leaseOpts...)...)
 	if err != nil {
 		return fmt.Errorf("take a lease: %w", err)
 	}
@@ -175,6 +184,14 @@ func (s *store) drop(ctx context.Context, list []leases.Lease) error {
 
 // gc removes content and snapshots that no image needs.
 func (s *store) gc(ctx context.Context) error {
+	if s.db == nil {
+		// The end of a lease is when another containerd looks, if one asks it to.
+		lease, err := s.leases.Create(ctx, append([]leases.Opt{leases.WithRandomID(), leases.WithExpiration(leaseExpiry)}, s.leaseOpts...)...)
+		if err == nil {
+			err = s.leases.Delete(ctx, lease, leases.SynchronousDelete)
+		}
+		return wrap("collect garbage", err)
+	}
 	if _, err := s.db.GarbageCollect(ctx); err != nil {
 		return fmt.Errorf("collect garbage: %w", err)
 	}

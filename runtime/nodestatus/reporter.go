@@ -49,6 +49,7 @@ const (
 // Images lists the device's images.
 type Images interface {
 	Images(ctx context.Context) ([]engine.Image, error)
+	Version() string // of the containerd that keeps them
 }
 
 // Config is what a Reporter needs.
@@ -145,7 +146,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 			r.Changed()
 		}
 	})()
-	for failing := false; ; {
+	for failing, said := false, ""; ; {
 		err := r.report(ctx)
 		switch {
 		case err != nil && ctx.Err() == nil && !failing:
@@ -154,6 +155,9 @@ func (r *Reporter) Run(ctx context.Context) error {
 			r.cfg.Logger.Info("the Node's status is written again")
 		}
 		failing = err != nil
+		if err == nil {
+			said = r.say(said)
+		}
 		if r.unready != nil {
 			t.Reset(lookAgain)
 		} else {
@@ -166,6 +170,21 @@ func (r *Reporter) Run(ctx context.Context) error {
 		case <-t.C:
 		}
 	}
+}
+
+// say tells of a change from what it said last, which it returns anew. That a device is
+// not up yet is no news.
+func (r *Reporter) say(last string) string {
+	const ready, notReady = "the Node is Ready", "the Node is not Ready"
+	switch {
+	case r.unready == nil && last != ready:
+		r.cfg.Logger.Info(ready)
+		return ready
+	case r.unready != nil && last != notReady && !errors.Is(r.unready, ErrStarting):
+		r.cfg.Logger.Warn(notReady, "err", r.unready)
+		return notReady
+	}
+	return last
 }
 
 // doubted says that the Node is gone, or that others say of this device what it
@@ -337,7 +356,7 @@ func (r *Reporter) fill(n *corev1.Node, m machine, images []engine.Image, now me
 	s.DaemonEndpoints.KubeletEndpoint.Port = r.cfg.KubeletPort
 	s.NodeInfo = corev1.NodeSystemInfo{
 		MachineID: m.machineID, SystemUUID: m.machineID, BootID: m.bootID, KernelVersion: m.kernel, OSImage: m.osImage,
-		ContainerRuntimeVersion: "containerd://2.4.2", KubeletVersion: r.cfg.Version, OperatingSystem: goruntime.GOOS, Architecture: goruntime.GOARCH,
+		ContainerRuntimeVersion: "containerd://" + r.cfg.Images.Version(), KubeletVersion: r.cfg.Version, OperatingSystem: goruntime.GOOS, Architecture: goruntime.GOARCH,
 	}
 	s.Images = imageList(images)
 	lowMem := m.available > 0 && m.available < m.memoryThreshold()

@@ -78,6 +78,7 @@ type Device struct {
 	DNS         DNS
 	HostIP      func() string
 	LogRoot     string // /var/log/pods
+	LogLimits   podlog.Limits
 	SeccompDir  string
 	MemoryBytes int64
 	// Now is the cluster's time, in which the status tells when something was; nil is
@@ -573,7 +574,7 @@ func (w *Worker) logDir() string {
 func (w *Worker) openLog(ctx context.Context, o *observed, m *memory) {
 	io, err := w.dev.Engine.Stdio(ctx, o.cur.ID)
 	if err == nil {
-		m.log, err = podlog.Start(podlog.Path(w.logDir(), o.c.Name, attemptOf(*o.cur)), reader(io.Stdout), reader(io.Stderr), io, w.dev.Logger)
+		m.log, err = podlog.Start(podlog.Path(w.logDir(), o.c.Name, attemptOf(*o.cur)), w.dev.LogLimits, reader(io.Stdout), reader(io.Stderr), io, w.dev.Logger)
 	}
 	if err != nil {
 		w.dev.Logger.Error("a container's output is not logged", "pod", w.name(), "container", o.c.Name, "err", err)

@@ -19,6 +19,7 @@ import (
 
 	"edged/runtime/engine"
 	"edged/runtime/image"
+	"edged/runtime/podlog"
 	"edged/runtime/sandbox"
 )
 
@@ -182,7 +183,7 @@ func (m *machine) run(pod *corev1.Pod, f func(w *Worker)) []string {
 			defer m.mu.Unlock()
 			m.events = append(m.events, reason+": "+message)
 		},
-		Now: m.now, HostIP: func() string { return "10.0.0.1" }, LogRoot: filepath.Join(m.dir, "logs"), Logger: slog.New(slog.DiscardHandler),
+		Now: m.now, HostIP: func() string { return "10.0.0.1" }, LogRoot: filepath.Join(m.dir, "logs"), LogLimits: podlog.OnDisk, Logger: slog.New(slog.DiscardHandler),
 	}
 	w := NewWorker(dev, pod, func(_ *corev1.Pod, s corev1.PodStatus) {
 		m.mu.Lock()

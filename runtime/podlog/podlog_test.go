@@ -18,7 +18,7 @@ import (
 func write(t *testing.T, path string, text string) {
 	t.Helper()
 	r, pw := io.Pipe()
-	w, err := Start(path, r, nil, r, slog.New(slog.DiscardHandler))
+	w, err := Start(path, OnDisk, r, nil, r, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestWhatIsPrintedIsRead(t *testing.T) {
 func TestRotationKeepsFiveFilesInOrder(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "0.log")
 	r, pw := io.Pipe()
-	w, err := Start(path, r, nil, r, slog.New(slog.DiscardHandler))
+	w, err := Start(path, OnDisk, r, nil, r, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestRotationKeepsFiveFilesInOrder(t *testing.T) {
 	pw.Close()
 	w.Wait()
 	old, err := Rotated(path)
-	if err != nil || len(old) != MaxFiles-1 {
+	if err != nil || len(old) != OnDisk.Files-1 {
 		t.Errorf("%d rotated files, %v", len(old), err)
 	}
 	out := read(t, path, Options{Tail: 5000})
@@ -94,16 +94,16 @@ func TestRotationKeepsFiveFilesInOrder(t *testing.T) {
 func TestLineWithoutAnEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "0.log")
 	r, pw := io.Pipe()
-	w, err := Start(path, r, nil, r, slog.New(slog.DiscardHandler))
+	w, err := Start(path, OnDisk, r, nil, r, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	io.WriteString(pw, "first\n")
 	block := strings.Repeat("12 %\r", 1000)
-	for range 6 * MaxFileBytes / len(block) {
+	for range 6 * int(OnDisk.FileBytes) / len(block) {
 		io.WriteString(pw, block)
 	}
-	for fi := (fs.FileInfo)(nil); fi == nil || fi.Size() < MaxFileBytes/2; { // a last file that is large
+	for fi := (fs.FileInfo)(nil); fi == nil || fi.Size() < OnDisk.FileBytes/2; { // a last file that is large
 		io.WriteString(pw, block)
 		if fi, err = os.Stat(path); err != nil {
 			t.Fatal(err)
@@ -114,11 +114,11 @@ func TestLineWithoutAnEnd(t *testing.T) {
 	w.Wait()
 	files, err := Rotated(path)
 	files = append(files, path)
-	if err != nil || len(files) != MaxFiles {
+	if err != nil || len(files) != OnDisk.Files {
 		t.Errorf("%d files, %v", len(files), err)
 	}
 	for _, f := range files {
-		if fi, err := os.Stat(f); err != nil || fi.Size() > MaxFileBytes+2*partBytes {
+		if fi, err := os.Stat(f); err != nil || fi.Size() > OnDisk.FileBytes+2*partBytes {
 			t.Errorf("%s: %v %v", f, fi.Size(), err)
 		}
 	}
@@ -142,7 +142,7 @@ func TestRotationIsTriedAgain(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "c")
 	path := filepath.Join(dir, "0.log")
 	r, pw := io.Pipe()
-	w, err := Start(path, r, nil, r, slog.New(slog.DiscardHandler))
+	w, err := Start(path, OnDisk, r, nil, r, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestRotationIsTriedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	line := strings.Repeat("y", 4000) + "\n"
-	for range MaxFileBytes/len(line) + 10 {
+	for range int(OnDisk.FileBytes)/len(line) + 10 {
 		io.WriteString(pw, line)
 	}
 	if err := os.Rename(dir+"-away", dir); err != nil {
@@ -168,7 +168,7 @@ func TestRotationIsTriedAgain(t *testing.T) {
 func TestFollowAndAttach(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "0.log")
 	r, pw := io.Pipe()
-	w, err := Start(path, r, nil, r, slog.New(slog.DiscardHandler))
+	w, err := Start(path, OnDisk, r, nil, r, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,14 +15,21 @@ import (
 	"time"
 )
 
-const (
-	// MaxFileBytes is how large a file of a container's log becomes, MaxFiles how many
-	// are kept of it: the kubelet's defaults.
-	MaxFileBytes = 10 << 20
-	MaxFiles     = 5
-	// partBytes is the longest piece of a line kept in memory.
-	partBytes = 4 << 10
+// Limits bound what is kept of a container's log.
+type Limits struct {
+	FileBytes int64 // how large a file becomes before the next is begun
+	Files     int   // how many are kept, that one included; at least 2
+}
+
+var (
+	// OnDisk are the kubelet's defaults.
+	OnDisk = Limits{FileBytes: 10 << 20, Files: 5}
+	// InMemory has 100 containers fill 50 MB.
+	InMemory = Limits{FileBytes: 256 << 10, Files: 2}
 )
+
+// partBytes is the longest piece of a line kept in memory.
+const partBytes = 4 << 10
 
 // Dir is the folder of a Pod's logs below root.
 func Dir(root, namespace, name, uid string) string {
@@ -37,6 +44,7 @@ func Path(podDir, container string, attempt int) string {
 // Writer copies a container's output into its log.
 type Writer struct {
 	path   string
+	limits Limits
 	log    *slog.Logger
 	source io.Closer
 	copies sync.WaitGroup
@@ -57,12 +65,12 @@ type attachment struct {
 }
 
 // Start copies stdout and stderr (nil with a terminal) to the file at path
-// until both end. source is closed by Close, to stop early.
-func Start(path string, stdout, stderr io.Reader, source io.Closer, log *slog.Logger) (*Writer, error) {
+// until both end, and keeps what limits allow of it. source is closed by Close, to stop early.
+func Start(path string, limits Limits, stdout, stderr io.Reader, source io.Closer, log *slog.Logger) (*Writer, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make the folder of a log: %w", err)
 	}
-	w := &Writer{path: path, log: log, source: source, attached: map[*attachment]struct{}{}}
+	w := &Writer{path: path, limits: limits, log: log, source: source, attached: map[*attachment]struct{}{}}
 	if err := w.open(); err != nil {
 		return nil, err
 	}
@@ -139,7 +147,7 @@ func (w *Writer) write(stream string, text []byte) {
 		w.broken = true
 		w.log.Error("a container's output is not logged any more", "file", w.path, "err", err)
 	}
-	if w.size >= MaxFileBytes { // also in the middle of a line, which may have no end
+	if w.size >= w.limits.FileBytes { // also in the middle of a line, which may have no end
 		if err := w.rotate(); err != nil && !w.broken {
 			w.broken = true
 			w.log.Error("a log was not rotated", "file", w.path, "err", err)
@@ -158,7 +166,7 @@ func (w *Writer) rotate() error {
 	if err != nil {
 		return err
 	}
-	for len(old) > MaxFiles-1 {
+	for len(old) > w.limits.Files-1 {
 		if err := os.Remove(old[0]); err != nil {
 			return err
 		}
