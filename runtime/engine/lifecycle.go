@@ -227,11 +227,13 @@ func (e *Engine) run(ctx context.Context, s *shim, c *container) error {
 	if err := c.openPidfd(int(created.Pid)); err != nil {
 		return err
 	}
+	// Taken before: it may have ended by the time that the answer is here.
+	started := time.Now()
 	if _, err := s.tasks.Start(ctx, &taskapi.StartRequest{ID: rec.ID}); err != nil {
 		return err
 	}
 	err = c.save(func(r *record) {
-		r.Phase, r.PID, r.Started = phaseRunning, int(created.Pid), time.Now()
+		r.Phase, r.PID, r.Started = phaseRunning, int(created.Pid), started
 	})
 	if err != nil {
 		return err
