@@ -1,8 +1,10 @@
 package raftstore
 
 import (
+	"context"
 	"time"
 
+	"edged/raftstore/consensus"
 	"edged/raftstore/mvcc"
 )
 
@@ -45,8 +47,27 @@ func (n *node) commitLazily() {
 	}
 }
 
+// restBytes is how much may wait for bbolt in a store that rests: less is not worth the
+// pages of a commit.
+const restBytes = 256 << 10
+
+// rest writes to bbolt what waits for it, and drops what was kept for that.
+func (n *node) rest(ctx context.Context) error {
+	applied := n.db.Applied()
+	if n.db.Pending() < restBytes || n.low.Load() {
+		return nil
+	}
+	if err := n.db.Commit(); err != nil {
+		return err
+	}
+	return n.do(ctx, func(*consensus.Core) { n.truncate(applied) })
+}
+
 // truncate drops the part of the log that bbolt now holds and nobody needs.
 func (n *node) truncate(a mvcc.Applied) {
+	if a.Index < n.committed.Index {
+		return // a later commit was faster
+	}
 	n.committed = a
 	var pin uint64
 	for _, index := range n.pins {

@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
@@ -134,6 +135,10 @@ func (s *Store) Header(revision int64) *pb.ResponseHeader {
 // Counts are what happened since the start, and how many keys there are.
 func (s *Store) Counts() mvcc.Counts { return s.db.Counts() }
 
-// ReleasePages gives back the pages of the state's file that reading has mapped;
-// what is read again comes from the page cache.
-func (s *Store) ReleasePages() error { return s.db.ReleasePages() }
+// ReleaseMemory gives back what a load left behind: pages of the state's file that
+// reading has mapped, and what waits for that file, in memory and in the log, when it
+// is more than a little. It is for a store that rests.
+func (s *Store) ReleaseMemory(ctx context.Context) error {
+	err := s.node.rest(ctx)
+	return errors.Join(err, s.db.ReleasePages())
+}

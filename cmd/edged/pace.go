@@ -48,7 +48,7 @@ func (p *pacer) arm() {
 }
 
 // run ends with ctx. release gives memory back.
-func (p *pacer) run(ctx context.Context, release func() error, failed func(error)) {
+func (p *pacer) run(ctx context.Context, release func(context.Context) error, failed func(error)) {
 	quiet := time.NewTimer(quietFor)
 	quiet.Stop()
 	defer quiet.Stop()
@@ -68,7 +68,7 @@ func (p *pacer) run(ctx context.Context, release func() error, failed func(error
 			// The collection that this makes is too late after the last one to be
 			// taken for load.
 			p.set(p.base)
-			if err := release(); err != nil {
+			if err := release(ctx); err != nil {
 				failed(err)
 			}
 		}

@@ -196,13 +196,16 @@ func (s *storeServer) run(ctx context.Context) (err error) {
 // over.
 func (s *storeServer) keepMemory(ctx context.Context) {
 	failed := func(err error) {
+		if ctx.Err() != nil {
+			return
+		}
 		s.log.Warn("memory that is not needed any more was not given back", "error", err.Error())
 	}
 	select {
 	case <-ctx.Done():
 		return
 	case <-time.After(storeFreeAfter):
-		if err := s.release(); err != nil {
+		if err := s.release(ctx); err != nil {
 			failed(err)
 		}
 	}
@@ -211,7 +214,10 @@ func (s *storeServer) keepMemory(ctx context.Context) {
 	}
 }
 
-func (s *storeServer) release() error { return errors.Join(releaseMemory(), s.store.ReleasePages()) }
+func (s *storeServer) release(ctx context.Context) error {
+	err := s.store.ReleaseMemory(ctx)
+	return errors.Join(err, releaseMemory())
+}
 
 // firstSecure is the first URL with TLS, or nothing.
 func firstSecure(urls []string) string {

@@ -133,8 +133,8 @@ func (t *txn) record(typ mvccpb.Event_EventType, kv, prev *mvccpb.KeyValue) {
 
 // previous is the key's state before the change at hand, or nil.
 func (t *txn) previous(key []byte) (*mvccpb.KeyValue, error) {
-	e := t.db.index.get(key)
-	if e == nil {
+	e, ok := t.db.index.get(key)
+	if !ok {
 		return nil, nil
 	}
 	v, ok := e.at(t.main)
@@ -150,8 +150,8 @@ func (t *txn) wanted() bool { return t.main <= t.db.wanted.Load() }
 // checkPut tells whether put can succeed, without changing anything.
 func (t *txn) checkPut(req *pb.PutRequest) error {
 	if req.IgnoreValue || req.IgnoreLease {
-		e := t.db.index.get(req.Key)
-		if e == nil {
+		e, ok := t.db.index.get(req.Key)
+		if !ok {
 			return ErrKeyNotFound
 		}
 		if _, ok := e.at(t.main); !ok {
@@ -169,7 +169,7 @@ func (t *txn) put(req *pb.PutRequest) (*pb.PutResponse, error) {
 		return nil, err
 	}
 	kv := &mvccpb.KeyValue{Key: req.Key, Value: req.Value, Lease: req.Lease, ModRevision: t.main, CreateRevision: t.main, Version: 1}
-	e := t.db.index.find(req.Key)
+	place, e := t.db.index.find(req.Key)
 	var v version
 	exists := false
 	if e != nil {
@@ -197,7 +197,7 @@ func (t *txn) put(req *pb.PutRequest) (*pb.PutResponse, error) {
 		t.db.counts.Keys++
 	}
 	t.db.stats.putBytes.Add(int64(len(kv.Key) + len(kv.Value)))
-	t.db.index.put(e, req.Key, Rev{t.main, t.sub})
+	t.db.index.put(place, e, req.Key, Rev{t.main, t.sub})
 	t.record(mvccpb.Event_PUT, kv, prev)
 	t.db.attach(kv.Key, kv.Lease)
 	resp := &pb.PutResponse{Header: t.header()}
@@ -210,21 +210,20 @@ func (t *txn) put(req *pb.PutRequest) (*pb.PutResponse, error) {
 func (t *txn) deleteRange(req *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
 	resp := &pb.DeleteRangeResponse{}
 	t.db.counts.Deletes++
-	var found []*entry
+	var found [][]byte
 	t.db.index.ascend(req.Key, req.RangeEnd, func(e *entry) bool {
 		if _, ok := e.at(t.main); ok {
-			found = append(found, e)
+			found = append(found, bytes.Clone(e.key))
 		}
 		return true
 	})
-	for _, e := range found {
-		key := e.key
+	for _, key := range found {
 		prev, err := t.previous(key)
 		if err != nil {
 			return nil, err
 		}
 		t.db.counts.Keys--
-		e.end(Rev{t.main, t.sub})
+		t.db.index.end(key, Rev{t.main, t.sub})
 		t.record(mvccpb.Event_DELETE, &mvccpb.KeyValue{Key: key, ModRevision: t.main}, prev)
 		t.db.attach(key, 0)
 		resp.Deleted++

@@ -1,7 +1,6 @@
 package mvcc
 
 import (
-	"bytes"
 	"context"
 	"hash"
 	"hash/crc32"
@@ -187,27 +186,4 @@ func (db *DB) tellCompacted(c *compaction) {
 // next Commit leaves nothing on disk.
 func (db *DB) WaitCompacted(ctx context.Context, at int64) error {
 	return db.wait(ctx, func() bool { return db.finished >= at })
-}
-
-// compact drops, of about so many revisions from key on, those that nobody can ask
-// for when at is the oldest revision that may be read. It returns the rows to delete
-// from disk, and the key to go on with, nil after the last.
-func (x *index) compact(at int64, from []byte, revisions int) (rows []gone, next []byte) {
-	var empty []*entry
-	x.tree.AscendGreaterOrEqual(&entry{key: from}, func(e *entry) bool {
-		if revisions <= 0 {
-			next = bytes.Clone(e.key)
-			return false
-		}
-		revisions -= e.revisions()
-		var over bool
-		if rows, over = e.compact(at, rows); over {
-			empty = append(empty, e)
-		}
-		return true
-	})
-	for _, e := range empty {
-		x.tree.Delete(e)
-	}
-	return rows, next
 }

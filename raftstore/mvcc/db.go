@@ -187,7 +187,7 @@ func (db *DB) load() (err error) {
 		// newest rows to a compaction.
 		db.revision = max(db.revision, db.compacted)
 		db.resume()
-		db.index.tree.Ascend(func(e *entry) bool {
+		db.index.all(func(e *entry) bool {
 			if !e.newest.ended {
 				db.counts.Keys++
 			}

@@ -155,7 +155,7 @@ func neverCompacted(at int64) int64 {
 // revision deleted for one. mu is held while it is used.
 func (db *DB) counted(at, before int64, compacting bool) func(h io.Writer, rev Rev, deleted bool, data []byte) error {
 	alive := false
-	db.index.tree.Ascend(func(e *entry) bool {
+	db.index.all(func(e *entry) bool {
 		_, alive = e.at(at)
 		alive = alive || compacting && e.deletedAt(at)
 		return !alive
@@ -173,8 +173,8 @@ func (db *DB) counted(at, before int64, compacting bool) func(h io.Writer, rev R
 			if err != nil {
 				return err
 			}
-			e := db.index.get(kv.Key)
-			if e == nil {
+			e, ok := db.index.get(kv.Key)
+			if !ok {
 				return nil
 			}
 			if v, ok := e.at(since); !ok || v.rev != rev {

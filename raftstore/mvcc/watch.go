@@ -306,8 +306,8 @@ func (r *reader) visit(rev Rev, deleted bool, data []byte) error {
 // before is the key's state just before rev, or nil if it did not exist or was
 // compacted. mu is held.
 func (v *view) before(key []byte, rev Rev) (*mvccpb.KeyValue, error) {
-	e := v.db.index.get(key)
-	if e == nil {
+	e, ok := v.db.index.get(key)
+	if !ok {
 		return nil, nil
 	}
 	if found, before, ok := e.find(rev); found && ok {
