@@ -52,7 +52,7 @@ unit: payload ## unit tests with the race detector
 test-soak: ## 1000 simulated clusters, and every decoder of what a disk or a stranger gave fuzzed for a minute
 	go test -count=1 -timeout 60m ./raftstore/sim -run TestSeeds -v -seeds 1000
 	git grep '^func Fuzz' -- '*_test.go' | sed -E 's|^(.*)/[^/]*:func (Fuzz[A-Za-z]*).*|\2 ./\1|' | while read -r f dir; do \
-		echo "$$f $$dir"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s "$$dir" </dev/null || exit 1; done
+		echo "$$f $$dir"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s -fuzzminimizetime 10x "$$dir" </dev/null || exit 1; done
 
 .PHONY: containerd
 containerd: .cache/containerd/usr/bin/containerd ## Debian's containerd, for the test that has one beside the daemon
