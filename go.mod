@@ -68,7 +68,10 @@ require (
 	sigs.k8s.io/yaml v1.6.0
 )
 
-require k8s.io/kube-aggregator v0.37.2
+require (
+	k8s.io/kube-aggregator v0.37.2
+	k8s.io/metrics v0.37.2
+)
 
 require (
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect

@@ -64,6 +64,7 @@ var soleImporters = []struct {
 	{"k8s.io/kubernetes", []string{"apiserver/..."}, "what an object means is decided in the API server"},
 	{"k8s.io/apiextensions-apiserver", []string{"apiserver/...", "controller/customresource"}, "what a definition means is decided in the API server; its names are given by the leader"},
 	{"k8s.io/kube-aggregator", []string{"apiserver/..."}, "what an APIService means is decided in the API server"},
+	{"k8s.io/metrics", []string{"apiserver/metricsapi", "controller/podautoscaler"}, "what is measured is served in one place and acted on in another"},
 	{"github.com/prometheus/client_golang", []string{"cmd/edged"}, "what is counted is decided in one place; upstream's API machinery links it anyway"},
 	{"github.com/containernetworking/cni", []string{"net/cni"}, "the side of CNI that calls plugins"},
 	{"github.com/miekg/dns", []string{"net/dns"}, "one DNS server"},

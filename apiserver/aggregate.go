@@ -46,6 +46,7 @@ const (
 type aggregator struct {
 	*Server
 	services registry.Client[*apiregistrationv1.APIService]
+	own      map[string]ownService // by name, as APIServices have them
 
 	mu       sync.Mutex // guards what follows
 	backends map[string]*backend
@@ -55,7 +56,10 @@ type aggregator struct {
 // serve.
 type backend struct {
 	spec      apiregistrationv1.APIServiceSpec
-	transport *http.Transport
+	transport interface {
+		http.RoundTripper
+		CloseIdleConnections()
+	}
 
 	mu      sync.Mutex // guards what follows
 	asked   time.Time
@@ -69,6 +73,9 @@ type backend struct {
 
 func newAggregator(s *Server) *aggregator {
 	g := &aggregator{Server: s, services: registry.For[*apiregistrationv1.APIService](s.reg), backends: map[string]*backend{}}
+	if s.nodes != nil {
+		g.own = ownServices(s)
+	}
 	s.reg.SetVirtual(apiregistrationv1.SchemeGroupVersion.WithResource("apiservices").GroupResource(), g.local)
 	return g
 }
@@ -80,8 +87,8 @@ func (g *aggregator) serve(w http.ResponseWriter, req *http.Request) bool {
 	if len(parts) < 3 || parts[0] != "apis" || g.api().servesGroupVersion(strings.Join(parts[:3], "/")) {
 		return false
 	}
-	svc, ok := g.services.Get("", parts[2]+"."+parts[1])
-	if !ok || svc.Spec.Service == nil {
+	svc, ok := g.find(parts[2] + "." + parts[1])
+	if !ok {
 		return false
 	}
 	if !isAvailable(svc) {
@@ -137,6 +144,9 @@ func isAvailable(svc *apiregistrationv1.APIService) bool {
 
 // backend returns the way to an APIService's server.
 func (g *aggregator) backend(svc *apiregistrationv1.APIService) (*backend, error) {
+	if own := g.own[svc.Name]; own.service == svc {
+		return own.backend, nil
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	have := g.backends[svc.Name]
@@ -252,6 +262,11 @@ func (g *aggregator) groups() map[string][]*apiregistrationv1.APIService {
 	for _, svc := range g.services.List("") {
 		path := "apis/" + svc.Spec.Group + "/" + svc.Spec.Version
 		if svc.Spec.Service != nil && !g.api().servesGroupVersion(path) {
+			out[svc.Spec.Group] = append(out[svc.Spec.Group], svc)
+		}
+	}
+	for name, own := range g.own {
+		if svc, ok := g.find(name); ok && svc == own.service {
 			out[svc.Spec.Group] = append(out[svc.Spec.Group], svc)
 		}
 	}

@@ -15,11 +15,15 @@ import (
 
 // Foreign lists what the servers of aggregated APIs serve, a group's preferred
 // version first, and the group versions whose server does not answer. Who has no
-// such servers is asked nothing.
+// such servers is asked nothing: what this process serves itself, which has nothing to
+// collect, is not among them.
 func (s *Server) Foreign(ctx context.Context) (served []*metav1.APIResourceList, failed []schema.GroupVersion) {
 	groups := s.others.groups()
 	for _, name := range slices.Sorted(maps.Keys(groups)) {
 		for _, svc := range groups[name] {
+			if s.others.isOwn(svc) {
+				continue
+			}
 			var found *metav1.APIResourceList
 			current := false
 			if isAvailable(svc) {
@@ -45,8 +49,8 @@ func (s *Server) Forward(req *http.Request, as user.Info) (*http.Response, error
 	if len(parts) < 3 {
 		return nil, fmt.Errorf("%s names no group version", req.URL.Path)
 	}
-	svc, ok := s.others.services.Get("", parts[2]+"."+parts[1])
-	if !ok || svc.Spec.Service == nil {
+	svc, ok := s.others.find(parts[2] + "." + parts[1])
+	if !ok {
 		return nil, fmt.Errorf("nobody serves %s/%s", parts[1], parts[2])
 	}
 	b, err := s.others.backend(svc)

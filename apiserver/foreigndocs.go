@@ -42,7 +42,7 @@ func (d foreignDocuments) GroupVersions(ctx context.Context) map[string]string {
 func (d foreignDocuments) each(f func(path string, svc *apiregistrationv1.APIService, b *backend)) {
 	for name, services := range d.groups() {
 		for _, svc := range services {
-			if !isAvailable(svc) {
+			if !isAvailable(svc) || d.isOwn(svc) { // this process' own has no document
 				continue
 			}
 			if b, err := d.backend(svc); err == nil {

@@ -53,6 +53,7 @@ import (
 	"edged/controller/namespace"
 	"edged/controller/node"
 	"edged/controller/persistentvolume"
+	"edged/controller/podautoscaler"
 	"edged/controller/podcertificate"
 	"edged/controller/podgc"
 	"edged/controller/replicaset"
@@ -117,6 +118,7 @@ func controllers(cfg Config) map[string]loop.Run {
 		"job":                    job.Run,
 		"node":                   node.Run(cfg.Liveness, cfg.Grace, cfg.Witnesses),
 		"persistentvolume":       persistentvolume.Run,
+		"podautoscaler":          podautoscaler.Run,
 		"podcertificate":         podcertificate.Run,
 		"podgc":                  podgc.Run,
 		"namespace":              namespace.Run,

@@ -17,10 +17,11 @@ import (
 	"edged/apiserver/registry"
 	"edged/apiserver/registry/registrytest"
 	"edged/controller"
+	"edged/controller/foreign"
 	"edged/controller/foreign/foreigntest"
 )
 
-func startWith(t *testing.T, others *foreigntest.Server) *registry.Registry {
+func startWith(t *testing.T, others foreign.Servers) *registry.Registry {
 	t.Helper()
 	reg := registrytest.New(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
@@ -33,7 +34,7 @@ func (d *device) lead(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the bootstrap roles: %w", err)
 	}
-	bootstrap = append(bootstrap, d.serviceCIDR())
+	bootstrap = append(bootstrap, d.serviceCIDR(), metricsReader())
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	d.store.RunWhileLeader(ctx, func(ctx context.Context) {
@@ -88,6 +89,19 @@ func (d *device) serviceCIDR() *networkingv1.ServiceCIDR {
 		out.Spec.CIDRs = append(out.Spec.CIDRs, p.String())
 	}
 	return out
+}
+
+// metricsReader lets who may see Pods see what they use; whoever installs a
+// metrics-server brings a role of his own.
+func metricsReader() *rbacv1.ClusterRole {
+	role := &rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: "system:edged-metrics-reader", Labels: map[string]string{"kubernetes.io/bootstrapping": "rbac-defaults"}, Annotations: map[string]string{rbacv1.AutoUpdateAnnotationKey: "true"}},
+		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{"metrics.k8s.io"}, Resources: []string{"nodes", "pods"}, Verbs: []string{"get", "list"}}},
+	}
+	for _, to := range []string{"admin", "edit", "view"} {
+		role.Labels["rbac.authorization.k8s.io/aggregate-to-"+to] = "true"
+	}
+	return role
 }
 
 const (

@@ -200,6 +200,27 @@ func (c *Client) Watch(ctx context.Context, r Resource, version string, tell fun
 	}
 }
 
+// Read reads what is at a path of another server, in JSON.
+func (c *Client) Read(ctx context.Context, path string, query url.Values, into any) error {
+	if c.servers == nil {
+		return fmt.Errorf("nobody serves %s", path)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	u := url.URL{Path: path, RawQuery: query.Encode()}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Accept", "application/json")
+	resp, err := answered(c.servers.Forward(req, c.as))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(into)
+}
+
 type content struct {
 	mediaType string
 	body      []byte
@@ -246,8 +267,13 @@ func (c *Client) send(ctx context.Context, verb string, r Resource, ns, name str
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.GroupResource(), err)
 	}
-	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
-		return resp, nil
+	return answered(resp, nil)
+}
+
+// answered makes an error of an answer that is one.
+func answered(resp *http.Response, err error) (*http.Response, error) {
+	if err != nil || resp.StatusCode >= 200 && resp.StatusCode < 300 {
+		return resp, err
 	}
 	defer resp.Body.Close()
 	data, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // what there is of it says why

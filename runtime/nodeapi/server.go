@@ -19,6 +19,7 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
 
+	"edged/internal/usage"
 	"edged/runtime/engine"
 	"edged/runtime/pod"
 	"edged/runtime/podlog"
@@ -89,6 +90,7 @@ func New(cfg Config) http.Handler {
 		for _, method := range []string{"GET ", "POST "} {
 			mux.HandleFunc(method+"/stats/summary", s.summary)
 		}
+		mux.HandleFunc("GET "+usage.Path, s.usage)
 	}
 	if cfg.Configuration != nil {
 		mux.HandleFunc("GET /configz", func(w http.ResponseWriter, _ *http.Request) {

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
+	"edged/internal/usage"
 	"edged/runtime/engine"
 	"edged/runtime/pod"
 )
@@ -17,6 +18,7 @@ import (
 // Stats measures what the device and its Pods use.
 type Stats interface {
 	Summary(ctx context.Context, cpuAndMemoryOnly bool) (*statsapi.Summary, error)
+	Report(ctx context.Context, namespace string) (*usage.Report, error)
 }
 
 // write answers in JSON, as the kubelet does whatever is asked for.
@@ -39,6 +41,16 @@ func (s *server) summary(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.write(w, sum)
+}
+
+// usage is what other devices ask; no kubelet has it.
+func (s *server) usage(w http.ResponseWriter, r *http.Request) {
+	report, err := s.Stats.Report(r.Context(), r.URL.Query().Get(usage.Namespace))
+	if err != nil {
+		http.Error(w, "Internal Error: "+err.Error(), http.StatusInternalServerError)
+		return
+	}
+	s.write(w, report)
 }
 
 // running lists what runs, whether or not the cluster knows of it: of each Pod its

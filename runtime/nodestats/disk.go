@@ -88,7 +88,7 @@ func (s *Source) walk(ctx context.Context, now time.Time) (diskUse, error) {
 		}
 		use.layers.bytes += uint64(layer)
 		if p := pods[uid]; p != nil && name != "" && c.State == engine.Running {
-			use.containers[[2]string{uid, name}] = containerUse{uint64(layer), usage(s.cfg.Log(p, name))}
+			use.containers[[2]string{uid, name}] = containerUse{uint64(layer), treeUse(s.cfg.Log(p, name))}
 		}
 	}
 	return use, nil
@@ -108,7 +108,7 @@ func (s *Source) volumes(p *corev1.Pod, at metav1.Time) []volumeUse {
 			continue // it is not made yet
 		}
 		if !how.Whole {
-			st = *usage(how.Path).of(st, at)
+			st = *treeUse(how.Path).of(st, at)
 		}
 		u := volumeUse{stats: statsapi.VolumeStats{Name: v.Name, FsStats: st}}
 		if how.Claim != "" {
@@ -121,9 +121,9 @@ func (s *Source) volumes(p *corev1.Pod, at metav1.Time) []volumeUse {
 	return out
 }
 
-// usage of a tree as du counts it, except that a file of several names counts once
+// treeUse is the use of a tree as du counts it, except that a file of several names counts once
 // for each; what vanishes meanwhile counts nothing.
-func usage(dir string) (u du) {
+func treeUse(dir string) (u du) {
 	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return nil

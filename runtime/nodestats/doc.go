@@ -1,6 +1,7 @@
 // Package nodestats measures what the device, its Pods and their containers use, as
 // the kubelet's summary API tells it: control groups, /proc and file systems, read
-// when somebody asks and never otherwise.
+// when somebody asks and never otherwise. Report is the part of it that devices tell each
+// other (internal/usage).
 //
 // Disk use is found by walking what was written; one walk goes on at a time, and who
 // asks while it does gets the same figures. What a processor does now (usageNanoCores)

@@ -24,9 +24,18 @@ type rates struct {
 }
 
 type sample struct {
-	at    time.Time
-	nanos uint64
-	rate  *uint64 // nanoseconds in a second
+	at     time.Time
+	nanos  uint64
+	rate   *uint64       // nanoseconds in a second
+	window time.Duration // that rate is of
+}
+
+// last is what was last told of a key.
+func (r *rates) last(key string) (s sample, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, ok = r.seen[key]
+	return s, ok && s.rate != nil
 }
 
 // fill sets usageNanoCores where an earlier sample allows it, and is true if one does
@@ -50,7 +59,7 @@ func (r *rates) fill(out *statsapi.Summary) (fresh bool) {
 			fresh = true
 		default:
 			rate := uint64(float64(nanos-old.nanos) / since.Seconds())
-			next[key] = sample{at, nanos, &rate}
+			next[key] = sample{at, nanos, &rate, since}
 		}
 		c.UsageNanoCores = next[key].rate
 	}

@@ -181,3 +181,31 @@ func deref(n *uint64) any {
 	}
 	return *n
 }
+
+// TestReport: what devices tell each other is measured over the time since the last
+// question, and says over which.
+func TestReport(t *testing.T) {
+	d, s := newDevice(t)
+	synctest.Test(t, func(t *testing.T) {
+		d.began = time.Now()
+		for _, want := range []struct{ sleep, age, window time.Duration }{
+			{time.Second, 0, shortWindow}, {20 * time.Second, 0, 20 * time.Second}, {time.Second, time.Second, 20 * time.Second},
+		} {
+			time.Sleep(want.sleep)
+			r, err := s.Report(t.Context(), "ns")
+			if err != nil || len(r.Pods) != 1 || len(r.Pods[0].Containers) != 1 {
+				t.Fatalf("%+v %v", r, err)
+			}
+			c := r.Pods[0].Containers[0]
+			if r.Pods[0].UID != "u" || c.Name != "main" || c.Age != want.age || c.Window != want.window || c.CPUNanoCores != 1e9 || c.MemoryBytes != 30 {
+				t.Errorf("%+v, want it %v old, over %v", c, want.age, want.window)
+			}
+			if r.Node.MemoryBytes == 0 || r.Node.Window != want.window {
+				t.Errorf("the device: %+v", r.Node)
+			}
+		}
+		if r, err := s.Report(t.Context(), "another"); err != nil || len(r.Pods) != 0 {
+			t.Errorf("of another namespace: %+v %v", r, err)
+		}
+	})
+}
