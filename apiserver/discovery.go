@@ -152,8 +152,8 @@ func storageVersionHash(gvk schema.GroupVersionKind) string {
 // writeDiscovery writes a document of the unversioned kind of groups, versions
 // and resources, which all media types can carry.
 func (s *Server) writeDiscovery(w http.ResponseWriter, req *http.Request, obj runtime.Object) {
-	if req.Method != http.MethodGet {
-		s.respondError(w, req, methodNotAllowed())
+	if parts := strings.Split(strings.Trim(req.URL.Path, "/"), "/"); req.Method != http.MethodGet && (parts[0] != "apis" || len(parts) > 2) {
+		s.respondError(w, req, methodNotAllowed()) // upstream's aggregator answers its own two to any method
 		return
 	}
 	_, info, err := negotiation.NegotiateOutputMediaType(req, discoveryCodecs, negotiation.DefaultEndpointRestrictions)

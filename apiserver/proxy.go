@@ -98,6 +98,9 @@ func (c *call) proxyService() error {
 		return err
 	}
 	obj, err := c.reg.Get(c.req.Context(), c.gr, c.info.Namespace, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) { // upstream looks for endpoints alone
+		return apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", name))
+	}
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ func storage() []*registry.Kind {
 		returnsDeleted(row[storagev1.StorageClass, storagev1.StorageClassList](v1, "storageclasses", storageclass.Strategy, "sc")),
 		returnsDeleted(withStatus(row[storagev1.VolumeAttachment, storagev1.VolumeAttachmentList](v1, "volumeattachments", volumeattachment.Strategy), volumeattachment.StatusStrategy)),
 		returnsDeleted(row[storagev1.CSIDriver, storagev1.CSIDriverList](v1, "csidrivers", csidriver.Strategy)),
-		returnsDeleted(row[storagev1.CSINode, storagev1.CSINodeList](v1, "csinodes", csinode.Strategy)),
+		returnsDeleted(withStatus(row[storagev1.CSINode, storagev1.CSINodeList](v1, "csinodes", csinode.Strategy), csinode.StatusStrategy)),
 		row[storagev1.CSIStorageCapacity, storagev1.CSIStorageCapacityList](v1, "csistoragecapacities", csistoragecapacity.Strategy),
 		returnsDeleted(row[storagev1.VolumeAttributesClass, storagev1.VolumeAttributesClassList](v1, "volumeattributesclasses", volumeattributesclass.Strategy, "vac")),
 	}

@@ -200,10 +200,19 @@ func (d *device) serve(ctx context.Context, g *errgroup.Group) {
 		<-ctx.Done()
 		return d.control.stop() // before what its handlers use
 	})
-	api := http.NewServeMux()
-	api.Handle("/", d.api)
-	api.Handle(join.Path, d.joinHandler())
-	api.Handle(deviceStatusPath, d.guard(http.HandlerFunc(d.serveDeviceStatus)))
+	joins, status := d.joinHandler(), d.guard(http.HandlerFunc(d.serveDeviceStatus))
+	// No ServeMux: it redirects /api/v1/namespaces//pods, which some clients send for all
+	// namespaces, to the namespace "pods".
+	api := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case join.Path:
+			joins.ServeHTTP(w, r)
+		case deviceStatusPath:
+			status.ServeHTTP(w, r)
+		default:
+			d.api.ServeHTTP(w, r)
+		}
+	})
 	d.serveOn(ctx, g, d.ports.api, &http.Server{Handler: api, TLSNextProto: d.alpnHandlers(ctx)}, true)
 	if d.ports.kubelet != nil {
 		d.serveOn(ctx, g, d.ports.kubelet, &http.Server{Handler: d.withImages(d.guard(d.kubeletPort()))}, true)

@@ -97,6 +97,7 @@ spec:
 	expect("v1.apps   Local     True", "get", "apiservice", "v1.apps")
 	expect("apiservice.apiregistration.k8s.io/v1.batch condition met", "wait", "--for=condition=Available", "apiservice/v1.batch", "--timeout=10s")
 	expect("[+]etcd ok", "get", "--raw", "/readyz?verbose")
+	expect(`"kind":"PodList"`, "get", "--raw", "/api/v1/namespaces//pods") // clients that are given no namespace
 	refuse(`pods "nope" not found`, "get", "pod", "nope")
 	refuse(`the server doesn't have a resource type "nopes"`, "get", "nopes")
 
