@@ -212,33 +212,53 @@ func (h *head) ReadAt(p []byte, off int64) (int, error) {
 	return copy(p, h.kept[off:]), nil
 }
 
-// isImage tells an image of edged by its boot partition's edged.yaml; no more of it
-// need be there than its beginning.
-func isImage(r io.ReaderAt) error {
+// isImage tells an image of edged by its boot partition's edged.yaml, and how many bytes
+// its partitions reach to. No more of it need be there than its beginning.
+func isImage(r io.ReaderAt) (need int64, err error) {
 	table, err := disk.Read(r, math.MaxInt64)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if len(table.Partitions) == 0 {
-		return disk.ErrNoTable
+		return 0, disk.ErrNoTable
+	}
+	for _, p := range table.Partitions {
+		need = max(need, (p.Start+p.Sectors)*disk.SectorBytes)
 	}
 	v, err := fat.Open(io.NewSectionReader(r, table.Partitions[0].Start*disk.SectorBytes, math.MaxInt64))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	_, err = v.Extents(pid1.ConfigName)
+	return need, err
+}
+
+// checkRoom refuses a disk on which an image does not fit; a file grows.
+func checkRoom(d *os.File, need int64) error {
+	fi, err := d.Stat()
+	if err != nil || fi.Mode().IsRegular() {
+		return err
+	}
+	size, err := d.Seek(0, io.SeekEnd)
+	if err == nil {
+		_, err = d.Seek(0, io.SeekStart)
+	}
+	if err == nil && size < need {
+		err = fmt.Errorf("%s has %d MB and the image takes %d: use a larger card", d.Name(), size>>20, need>>20)
+	}
 	return err
 }
 
 // flash writes, puts the configuration in place, and reads everything back. What is no
-// image of edged is refused before the card is touched.
+// image of edged, or does not fit, is refused before the card is touched.
 func flash(ctx context.Context, out io.Writer, image, device string, config []byte) (err error) {
 	in, err := openImage(ctx, image)
 	if err != nil {
 		return err
 	}
 	h := &head{from: in}
-	if err := isImage(h); err != nil {
+	need, err := isImage(h)
+	if err != nil {
 		if cause := in.Close(); cause != nil && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) {
 			err = cause // why it could not be unpacked
 		}
@@ -246,9 +266,14 @@ func flash(ctx context.Context, out io.Writer, image, device string, config []by
 	}
 	d, err := openTarget(device)
 	if err != nil {
-		return errors.Join(err, in.Close())
+		_ = in.Close() // it complains that it was not read to its end
+		return err
 	}
 	defer d.Close()
+	if err := checkRoom(d, need); err != nil {
+		_ = in.Close()
+		return err
+	}
 	written := sha256.New()
 	size, err := copyProgress(ctx, io.MultiWriter(d, written), io.MultiReader(bytes.NewReader(h.kept), in), func(n int64) { fmt.Fprintf(out, "written %d MB\n", n>>20) })
 	if err := errors.Join(err, in.Close(), d.Sync()); err != nil {

@@ -188,7 +188,7 @@ func (s *sliceAt) WriteAt(p []byte, off int64) (int, error) { return copy(s.b[of
 
 // TestFlashRefusesDisksInUse: one that is mounted here, by name, and one that is held
 // where no table of ours shows it, by the kernel's word; the same disk is written when
-// nobody holds it.
+// nobody holds it, unless it is too small.
 func TestFlashRefusesDisksInUse(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("making a disk needs root")
@@ -246,5 +246,17 @@ func TestFlashRefusesDisksInUse(t *testing.T) {
 
 	if code, said = flash(); code != exitOK {
 		t.Errorf("in nobody's use: exit code %d, %q", code, said)
+	}
+
+	if err := os.Truncate(disk, 32<<20); err != nil {
+		t.Fatal(err)
+	}
+	run("losetup", "--set-capacity", dev)
+	before := run("sha256sum", disk)
+	if code, said = flash(); code != exitFailed || !strings.Contains(said, "has 32 MB and the image takes 41") {
+		t.Errorf("too small: exit code %d, %q", code, said)
+	}
+	if run("sha256sum", disk) != before {
+		t.Error("a disk that is too small was written to")
 	}
 }
