@@ -16,8 +16,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
 
 	"edged/buildroot/fat"
 	"edged/buildroot/pid1"
@@ -76,10 +79,10 @@ func propagates(a *API) {
 	a.PodPhase("mounts", "Succeeded", wide)
 }
 
-// finds has a Pod look up a Service by its short name and connect to it.
-func finds(a *API) {
+// finds has a Pod look up a name, a Service's short one say, and connect to it.
+func finds(a *API, name, port string) {
 	a.t.Helper()
-	if _, err := a.Kubectl("", "run", "lookup", "--image=example.org/hello:v1", "--image-pull-policy=Never", "--restart=Never", "--command", "--", "/lookup", "kubernetes", "443"); err != nil {
+	if _, err := a.Kubectl("", "run", "lookup", "--image=example.org/hello:v1", "--image-pull-policy=Never", "--restart=Never", "--command", "--", "/lookup", name, port); err != nil {
 		a.t.Fatal(err)
 	}
 	a.PodPhase("lookup", "Succeeded", wide)
@@ -91,8 +94,8 @@ func grown(t *testing.T, m *Machine) {
 }
 
 // TestAMD64 boots by UEFI and systemd-boot, with a damaged data partition and without
-// a network, and stays up; told to make the partition anew, it runs a Pod, upgrades
-// from slot a to b, and then takes a broken system, from which it comes back by itself;
+// a network, and stays up; told to make the partition anew, it runs a Pod, has the names
+// of the world from the server that its card names, upgrades from slot a to b, and then takes a broken system, from which it comes back by itself;
 // it ends when its power button is pressed.
 func TestAMD64(t *testing.T) {
 	t.Parallel()
@@ -106,7 +109,8 @@ func TestAMD64(t *testing.T) {
 	if n := m.count("edged-init: edged .*, slot a"); n != 1 {
 		t.Errorf("it started %d times: the watchdog (softdog) does not wait for a network", n)
 	}
-	m.o.Offline, m.o.Config = false, config+"data: recreate\n"
+	m.o.Offline, m.o.Config = false, config+"data: recreate\nnetwork: {dns: [10.0.2.2]}\n"
+	names := serveNames(t)
 	m.writeConfig()
 	m.On()
 	m.WaitFor(0, "edged-init: the daemon is ready", wide)
@@ -119,6 +123,7 @@ func TestAMD64(t *testing.T) {
 	})
 	hello(a)
 	propagates(a)
+	finds(a, worldName, names)
 
 	good := filepath.Join(os.Getenv("EDGED_IMAGES"), "edged-amd64.upgrade")
 	mark := m.Mark()
@@ -230,7 +235,7 @@ func TestPi(t *testing.T) {
 	var n tally
 	c := newCutter(t, helloArchive(t, "arm64"), &n)
 	propagates(c.a)
-	finds(c.a)
+	finds(c.a, "kubernetes", "443")
 	for round := range 2 {
 		c.cut(round)
 	}
@@ -335,6 +340,64 @@ ntp: [10.0.2.2]
 	if known <= built {
 		t.Errorf("of %s and %s, what the data partition knew last is not the later", built, known)
 	}
+}
+
+// worldName is what [serveNames] knows.
+const worldName = "cellar.test"
+
+// serveNames is a DNS server where QEMU's networks have 10.0.2.2 lead; worldName is that
+// address, with a listener at the port that is returned.
+func serveNames(t *testing.T) (port string) {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:53")
+	must(t, err)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	var ended sync.WaitGroup
+	ended.Go(func() {
+		for buf := make([]byte, 512); ; {
+			n, from, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if err := m.Unpack(buf[:n]); err != nil || len(m.Questions) != 1 {
+				continue
+			}
+			m.Response, m.Additionals = true, nil
+			switch q := m.Questions[0]; {
+			case q.Name.String() != worldName+".":
+				m.RCode = dnsmessage.RCodeNameError
+			case q.Type == dnsmessage.TypeA:
+				m.Answers = []dnsmessage.Resource{{
+					Header: dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET, TTL: 60}, Body: &dnsmessage.AResource{A: [4]byte{10, 0, 2, 2}},
+				}}
+			}
+			answer, err := m.Pack()
+			if err != nil {
+				t.Errorf("answer %s: %v", m.Questions[0].Name, err)
+				continue
+			}
+			_, _ = conn.WriteTo(answer, from) // a wire may lose it
+		}
+	})
+	ended.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	})
+	t.Cleanup(func() {
+		conn.Close()
+		l.Close()
+		ended.Wait()
+	})
+	_, port, err = net.SplitHostPort(l.Addr().String())
+	must(t, err)
+	return port
 }
 
 // serveTime is an NTP server where QEMU's networks have 10.0.2.2 lead.
