@@ -129,6 +129,9 @@ func (s *store) fetch(ctx context.Context, name string, imported bool, fetcher r
 func (s *store) fetchHandler(fetcher remotes.Fetcher) images.HandlerFunc {
 	fetch := remotes.FetchHandler(s.content, fetcher)
 	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if err := checkMetadata(desc, images.IsManifestType(desc.MediaType) || images.IsIndexType(desc.MediaType) || images.IsConfigType(desc.MediaType)); err != nil {
+			return nil, err
+		}
 		out, err := fetch(ctx, desc)
 		if errdefs.IsFailedPrecondition(err) {
 			ref := remotes.MakeRefKey(ctx, desc)

@@ -215,6 +215,18 @@ func (m manifest) chainID() string {
 	return identity.ChainID(m.diffIDs).String()
 }
 
+// maxMetadataBytes bounds what is read into memory of an image: indexes, manifests,
+// configurations. Registries take manifests of 4 MiB.
+const maxMetadataBytes = 8 << 20
+
+// checkMetadata refuses to read what an image's author has made too large to.
+func checkMetadata(desc ocispec.Descriptor, isMetadata bool) error {
+	if isMetadata && desc.Size > maxMetadataBytes {
+		return fmt.Errorf("%s %s has %d bytes, of which at most %d are read", desc.MediaType, desc.Digest, desc.Size, int64(maxMetadataBytes))
+	}
+	return nil
+}
+
 // readManifest resolves a target for this platform and reads its configuration.
 func (s *store) readManifest(ctx context.Context, target ocispec.Descriptor) (manifest, error) {
 	m := manifest{target: target}
@@ -223,6 +235,9 @@ func (s *store) readManifest(ctx context.Context, target ocispec.Descriptor) (ma
 		return m, fmt.Errorf("read the manifest of %s: %w", target.Digest, err)
 	}
 	m.config, m.layers = mf.Config, mf.Layers
+	if err := checkMetadata(mf.Config, true); err != nil {
+		return m, err
+	}
 	data, err := content.ReadBlob(ctx, s.content, mf.Config)
 	if err != nil {
 		return m, fmt.Errorf("read the configuration of %s: %w", target.Digest, err)

@@ -171,8 +171,11 @@ func hostsFile(pod *corev1.Pod, ips []string, domain string) (string, error) {
 
 // writeIfChanged keeps a file's inode: it is bind mounted into containers.
 func writeIfChanged(path, text string) error {
-	if old, err := os.ReadFile(path); err == nil && string(old) == text {
-		return nil
+	// A container may have made it of any size.
+	if fi, err := os.Stat(path); err == nil && fi.Size() == int64(len(text)) {
+		if old, err := os.ReadFile(path); err == nil && string(old) == text {
+			return nil
+		}
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err

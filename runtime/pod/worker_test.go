@@ -258,6 +258,19 @@ func TestWorker(t *testing.T) {
 				m.t.Errorf("%+v", s.ContainerStatuses[0])
 			}
 		}, []string{"0s start a crash", "1s start a crash"}},
+		"a hosts file without an end": {onePod(), &machine{}, func(m *machine, w *Worker, p *corev1.Pod) {
+			synctest.Wait()
+			path := filepath.Join(m.PodRunDir("u1"), "etc-hosts")
+			if err := os.Truncate(path, 1<<40); err != nil { // a container may
+				m.t.Fatal(err)
+			}
+			if err := writeIfChanged(path, "x"); err != nil { // as the next daemon does
+				m.t.Fatal(err)
+			}
+			if data, err := os.ReadFile(path); string(data) != "x" {
+				m.t.Errorf("%d bytes, %v", len(data), err)
+			}
+		}, []string{"0s start a i"}},
 		"a token is renewed by the cluster's time": {func() *corev1.Pod {
 			p := onePod()
 			p.Spec.Volumes = []corev1.Volume{{Name: "token"}}
