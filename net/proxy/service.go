@@ -75,10 +75,23 @@ func translateService(n *Network, svc *corev1.Service, slcs []*discoveryv1.Endpo
 			}
 		}
 	}
-	slices.SortFunc(out.local, netip.Addr.Compare)
-	out.local = slices.Compact(out.local)
+	out.settle()
 	out.health = healthOf(n, svc, slcs)
 	return out
+}
+
+// settle leaves each place once: a second answer to one question would have the kernel
+// refuse the rules of all Services. The first counts.
+func (s *service) settle() {
+	slices.SortFunc(s.local, netip.Addr.Compare)
+	s.local = slices.Compact(s.local)
+	taken := make(map[frontKey]bool, len(s.frontends))
+	s.frontends = slices.DeleteFunc(s.frontends, func(f frontend) bool {
+		k := f.key()
+		was := taken[k]
+		taken[k] = true
+		return was
+	})
 }
 
 // healthOf counts the Pods that are ready here, if somebody may ask.
@@ -146,13 +159,14 @@ func (s *service) addPort(n *Network, svc *corev1.Service, p *corev1.ServicePort
 	for _, ip := range clusterIPs {
 		s.frontends = append(s.frontends, frontend{addr: ip, is6: is6, proto: proto, port: uint16(p.Port), target: internal})
 	}
-	for _, ip := range familyOf(svc.Spec.ExternalIPs, is6) {
-		s.frontends = append(s.frontends, frontend{addr: ip, is6: is6, proto: proto, port: uint16(p.Port), target: external, outside: outside})
-	}
+	// Before external addresses, of which it may be one: its source ranges hold.
 	ranges := prefixes(svc.Spec.LoadBalancerSourceRanges, is6)
 	for _, ip := range familyOf(ingressIPs(svc), is6) {
 		s.frontends = append(s.frontends, frontend{addr: ip, is6: is6, proto: proto, port: uint16(p.Port), target: external, outside: outside,
 			ranges: ranges, guarded: len(svc.Spec.LoadBalancerSourceRanges) > 0})
+	}
+	for _, ip := range familyOf(svc.Spec.ExternalIPs, is6) {
+		s.frontends = append(s.frontends, frontend{addr: ip, is6: is6, proto: proto, port: uint16(p.Port), target: external, outside: outside})
 	}
 	if p.NodePort != 0 {
 		s.frontends = append(s.frontends, frontend{is6: is6, proto: proto, port: uint16(p.NodePort), target: external, outside: outside})
@@ -176,14 +190,26 @@ func newGroup(svc *corev1.Service, endpoints []netip.AddrPort) *group {
 // with one endpoint each.
 func translateHostPorts(list []HostPort) *service {
 	out := &service{name: hostPortsPart}
+	// Ports of one address first: another container of the Pod may have the same of all.
+	isAny := func(hp HostPort) bool { return !hp.HostIP.IsValid() || hp.HostIP.IsUnspecified() }
+	list = slices.Clone(list)
+	slices.SortStableFunc(list, func(a, b HostPort) int {
+		switch {
+		case isAny(a) == isAny(b):
+			return 0
+		case isAny(b):
+			return -1
+		}
+		return 1
+	})
 	for _, hp := range list {
 		for _, ip := range hp.PodIPs {
-			if hp.HostIP.IsValid() && !hp.HostIP.IsUnspecified() && hp.HostIP.Is4() != ip.Is4() {
+			if !isAny(hp) && hp.HostIP.Is4() != ip.Is4() {
 				continue
 			}
 			g := &group{endpoints: []netip.AddrPort{netip.AddrPortFrom(ip, hp.PodPort)}}
 			f := frontend{is6: ip.Is6(), proto: protocol(corev1.Protocol(hp.Protocol)), port: hp.HostPort, target: target{group: g}}
-			if hp.HostIP.IsValid() && !hp.HostIP.IsUnspecified() {
+			if !isAny(hp) {
 				f.addr = hp.HostIP
 			} else if ip.Is4() {
 				// NodePorts are not served on the loopback address; host
@@ -196,8 +222,7 @@ func translateHostPorts(list []HostPort) *service {
 			out.local = append(out.local, ip)
 		}
 	}
-	slices.SortFunc(out.local, netip.Addr.Compare)
-	out.local = slices.Compact(out.local)
+	out.settle()
 	return out
 }
 

@@ -187,10 +187,13 @@ func (p *part) encodeFrontend(f *family, fr *frontend, lists map[*nft.Set][]nft.
 		c := class{fr.is6, byPort, outside, t.masq, len(t.group.endpoints), t.group.sticky}
 		p.classes = append(p.classes, c)
 		add(tab.verdicts, nft.Element{Key: key, Verdict: nft.Goto(c.chain())})
+		ids := map[uint32]bool{}
 		for i, e := range t.group.endpoints {
 			number := uint32(i)
 			if t.group.sticky > 0 {
-				number = stickyID(e)
+				for number = stickyID(e); ids[number]; number++ { // two that have one hash
+				}
+				ids[number] = true
 				add(tab.picks, nft.Element{Key: numbered(key, uint32(i)), Value: string(nft.AppendMark(nil, number))})
 				add(tab.members, nft.Element{Key: numbered(key, number)})
 			}
