@@ -86,8 +86,10 @@ func setCondition(status *corev1.PodStatus, c corev1.PodCondition, now metav1.Ti
 	return true
 }
 
-// evict makes room: it marks the victims and deletes them.
-func (s *scheduler) evict(ctx context.Context, p *podInfo, c *candidate) {
+// evict makes room: it marks the victims and deletes them. It is false if one of them
+// stays.
+func (s *scheduler) evict(ctx context.Context, p *podInfo, c *candidate) (done bool) {
+	done = true
 	for _, v := range c.victims {
 		if v.pod.DeletionTimestamp != nil {
 			continue
@@ -108,9 +110,11 @@ func (s *scheduler) evict(ctx context.Context, p *podInfo, c *candidate) {
 		case err == nil:
 			s.events.Eventf(reference(v.pod), corev1.EventTypeNormal, "Preempted", "Preempted by pod %v on node %v", p.pod.UID, c.node.node.Name)
 		case ctx.Err() == nil && !apierrors.IsNotFound(err):
+			done = false
 			s.cfg.Logger.Warn("a victim of preemption was not removed", "pod", v.key, "err", err)
 		}
 	}
+	return done
 }
 
 // clearNominations lets Pods of lower priority look for another node.

@@ -109,7 +109,10 @@ func (s *scheduler) one(ctx context.Context, w *waiting, info *podInfo) {
 	s.queue.park(w, fail.helps, s.cfg.Now())
 	s.start(ctx, func() {
 		if chosen != nil {
-			s.evict(ctx, info, chosen)
+			if !s.evict(ctx, info, chosen) {
+				// Nothing else may happen that brings it back.
+				s.queue.happened(fail.helps, s.cfg.Now())
+			}
 			s.clearNominations(ctx, pushedOut)
 		}
 		if !fail.quiet {

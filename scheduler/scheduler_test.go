@@ -2,7 +2,9 @@ package scheduler_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/utils/ptr"
 
 	"edged/apiserver/registry"
@@ -20,6 +23,12 @@ import (
 func start(t *testing.T) *registry.Registry {
 	t.Helper()
 	reg := registrytest.New(t)
+	run(t, reg)
+	return reg
+}
+
+func run(t *testing.T, reg *registry.Registry) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- scheduler.Run(ctx, scheduler.Config{Registry: reg}) }()
@@ -29,7 +38,6 @@ func start(t *testing.T) *registry.Registry {
 			t.Errorf("scheduler.Run: %v", err)
 		}
 	})
-	return reg
 }
 
 func await(t *testing.T, what string, cond func() string) {
@@ -156,6 +164,37 @@ func TestPreemption(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the preemptor", bound(reg, "high"))
+}
+
+// refusing lets no Pod be deleted the first times.
+type refusing struct{ left atomic.Int32 }
+
+func (r *refusing) Admit(context.Context, *registry.Attributes) error { return nil }
+func (r *refusing) Validate(_ context.Context, a *registry.Attributes) error {
+	if a.Operation == admission.Delete && r.left.Add(-1) >= 0 {
+		return errors.New("not now")
+	}
+	return nil
+}
+
+// TestPreemptionIsTriedAgain: a victim that could not be removed does not leave the Pod
+// waiting for an end that nobody brings about.
+func TestPreemptionIsTriedAgain(t *testing.T) {
+	reg := registrytest.New(t)
+	refuses := &refusing{}
+	refuses.left.Store(1)
+	reg.SetAdmission(refuses)
+	run(t, reg)
+	makeNode(t, reg, "n1", "2")
+	makePod(t, reg, "low", "2", 1)
+	await(t, "the first pod", bound(reg, "low"))
+	makePod(t, reg, "high", "2", 10)
+	await(t, "the victim to be deleted", func() string {
+		if p, ok := registry.For[*corev1.Pod](reg).Get("default", "low"); ok && p.DeletionTimestamp == nil {
+			return fmt.Sprintf("%+v", p.Status)
+		}
+		return ""
+	})
 }
 
 func TestSchedulingGates(t *testing.T) {
