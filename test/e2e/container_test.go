@@ -169,3 +169,53 @@ func TestAttachInput(t *testing.T) {
 		t.Errorf("with its input open it is %s", pod.Status.Phase)
 	}
 }
+
+// TestFilledVolumesAreRead: a container, root as it is, changes nothing in its
+// configMap and secret volumes, what is mounted inside of those is there and stays
+// when they change, and so does their content get there.
+func TestFilledVolumesAreRead(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.kubectl("create", "configmap", "conf", "--from-literal=a=1")
+	p.kubectl("create", "secret", "generic", "keys", "--from-literal=tls=private")
+	p.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: reader}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: c
+    image: edged.example/busybox:1
+    command: [sleep, "3600"]
+    volumeMounts:
+    - {name: keys, mountPath: /conf/keys}
+    - {name: keys, mountPath: /conf/one, subPath: tls}
+    - {name: conf, mountPath: /conf, readOnly: true}
+    - {name: conf, mountPath: /again}
+  volumes:
+  - {name: conf, configMap: {name: conf}}
+  - {name: keys, secret: {secretName: keys}}
+`)
+	p.waitReady("reader")
+	in := func(script string) string {
+		return p.kubectl("exec", "reader", "--", "sh", "-c", script)
+	}
+	if out := in("cat /conf/a /conf/keys/tls /conf/one /again/a"); out != "1privateprivate1" {
+		t.Errorf("volumes hold %q", out)
+	}
+	for _, script := range []string{
+		"rm /again/..data", "echo x > /again/a", "rm -rf /conf/keys/..data", "touch /conf/new",
+	} {
+		if out := in("(" + script + ") 2>&1; true"); !strings.Contains(out, "Read-only file system") {
+			t.Errorf("%s: %s", script, out)
+		}
+	}
+	p.kubectl("patch", "configmap", "conf", "-p", `{"data":{"a":"2"}}`)
+	p.eventually(30*time.Second, "changed", func() error {
+		if out := in("cat /conf/a /conf/keys/tls /conf/one /again/a"); out != "2privateprivate2" {
+			return fmt.Errorf("volumes hold %q", out)
+		}
+		return nil
+	})
+}
