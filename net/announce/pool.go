@@ -3,6 +3,7 @@ package announce
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -267,6 +268,7 @@ func allocate(ctx context.Context, services registry.Client[*corev1.Service], po
 			delete(told, k)
 		}
 	}
+	var errs []error
 	for _, s := range list {
 		if !forUs(s) && !fromPool(s) {
 			continue
@@ -283,10 +285,10 @@ func allocate(ctx context.Context, services registry.Client[*corev1.Service], po
 			return nil // else its own event comes
 		})
 		if err != nil && !apierrors.IsNotFound(err) {
-			return err
+			errs = append(errs, fmt.Errorf("%s: %w", keyOf(s), err)) // the others get theirs
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // setAddresses writes what a Service got. What was not ours is not touched: a

@@ -2,6 +2,7 @@ package announce_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"strings"
@@ -10,12 +11,61 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/admission"
 
 	"edged/apiserver/registry"
 	"edged/apiserver/registry/registrytest"
 	"edged/internal/netns/netnstest"
 	"edged/net/announce"
 )
+
+// refusing lets nothing of one Service be written after it was made.
+type refusing string
+
+func (r refusing) Admit(context.Context, *registry.Attributes) error { return nil }
+func (r refusing) Validate(_ context.Context, a *registry.Attributes) error {
+	if a.Operation == admission.Update && a.Name == string(r) {
+		return errors.New("not this one")
+	}
+	return nil
+}
+
+// TestOneServiceHoldsUpNoOther: of a Service whose address cannot be written, a webhook
+// refuses it perhaps, the others hear nothing.
+func TestOneServiceHoldsUpNoOther(t *testing.T) {
+	reg := registrytest.New(t)
+	reg.SetAdmission(refusing("a"))
+	if _, err := registry.For[*corev1.Namespace](reg).Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns"}}); err != nil {
+		t.Fatal(err)
+	}
+	services := registry.For[*corev1.Service](reg)
+	for _, name := range []string{"a", "b"} {
+		s := service(name)
+		s.Spec.Ports = []corev1.ServicePort{{Port: 80}}
+		if _, err := services.Create(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- announce.RunPool(ctx, reg, pool(t, "192.0.2.10-192.0.2.11"), slog.New(slog.DiscardHandler))
+	}()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		if s, _ := services.Get("ns", "b"); len(s.Status.LoadBalancer.Ingress) == 1 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("b has no address")
+		}
+	}
+}
 
 // TestRunPool allocates in a registry: a Service gets an address, keeps it through a
 // change, and gives it to the next when it is a LoadBalancer no more.
