@@ -509,6 +509,9 @@ func (s *Store) MemberRemove(ctx context.Context, req *pb.MemberRemoveRequest) (
 // MemberUpdate changes where a member is reached.
 func (s *Store) MemberUpdate(ctx context.Context, req *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
 	urls, err := peerURLs(req.PeerURLs)
+	if v := s.node.view(); err != nil && v.members != nil && v.members.Member(req.ID) == nil {
+		err = ErrMemberNotFound // which is what etcd looks at first
+	}
 	if err != nil {
 		return nil, err
 	}

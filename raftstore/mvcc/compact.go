@@ -35,8 +35,9 @@ type compaction struct {
 
 func (db *DB) compact(req *pb.CompactionRequest) (*pb.CompactionResponse, error) {
 	switch {
-	case req.Revision == 0 && db.compacted == 0:
-		// Nothing to forget: a refusal would say that there were older revisions.
+	case req.Revision == 0 && db.compacted == 0 && !db.compactedAt0:
+		// Nothing to forget; as in etcd it is done once.
+		db.compactedAt0, db.dirty.meta = true, true
 		return &pb.CompactionResponse{Header: &pb.ResponseHeader{Revision: db.revision}}, nil
 	case req.Revision <= db.compacted:
 		return nil, ErrCompacted
@@ -170,7 +171,7 @@ func (db *DB) tellCompacted(c *compaction) {
 		level = slog.LevelInfo
 	}
 	if c.sum != nil {
-		h := KVHash{Hash: c.sum.Sum32(), Revision: c.at, Compacted: neverCompacted(c.before)}
+		h := KVHash{Hash: c.sum.Sum32(), Revision: c.at, Compacted: db.neverCompacted(c.before)}
 		if len(db.hashes) == keptHashes {
 			db.hashes = db.hashes[1:]
 		}

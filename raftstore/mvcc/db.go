@@ -81,6 +81,8 @@ type DB struct {
 	revision  int64 // of the newest transaction
 	compacted int64
 	finished  int64 // the last compaction that was carried out
+	// compactedAt0 says that a compaction at revision 0 was, which forgets nothing.
+	compactedAt0 bool
 	// compactions are those after it, the first one under way.
 	compactions []*compaction
 	applied     Applied
@@ -209,7 +211,7 @@ func eachRow(b *bolt.Bucket, f func(k, v []byte) error) error {
 func (db *DB) empty() {
 	db.index, db.revision, db.compacted, db.applied, db.conf = newIndex(), 1, 0, Applied{}, nil
 	db.leases, db.attached, db.alarms = map[int64]*lease{}, map[string]int64{}, map[pb.AlarmType]map[uint64]bool{}
-	db.finished, db.compactions = 0, nil
+	db.finished, db.compactedAt0, db.compactions = 0, false, nil
 	db.auth, db.rows = auth.New(), map[string]map[string][]byte{}
 	db.pending, db.bytes, db.recent, db.hashes, db.counts = nil, 0, ring{}, nil, Counts{}
 	db.dirty.meta, db.dirty.gone = false, nil
@@ -279,13 +281,14 @@ type batch struct {
 	applied             Applied
 	revision            int64
 	compacted, finished int64
+	compactedAt0        bool
 	conf                []byte
 }
 
 // take hands over what is to be written; mu is held.
 func (db *DB) take() batch {
 	b := batch{
-		pending: db.pending, gone: db.dirty.gone, applied: db.applied, revision: db.revision, compacted: db.compacted, finished: db.finished,
+		pending: db.pending, gone: db.dirty.gone, applied: db.applied, revision: db.revision, compacted: db.compacted, finished: db.finished, compactedAt0: db.compactedAt0,
 		conf: db.conf, leases: map[int64][]byte{}, rows: map[rowKey][]byte{},
 	}
 	for id := range db.dirty.leases {

@@ -107,13 +107,16 @@ var errCompactedMeanwhile = errors.New("compacted while it was hashed")
 // hashKV lets go of mu, which is held for reading, after each so many rows. What is
 // hashed does not change but by a compaction.
 func (db *DB) hashKV(at int64, step int) (KVHash, error) {
-	out := KVHash{Revision: at, Compacted: neverCompacted(db.compacted), Current: db.revision}
+	out := KVHash{Revision: at, Compacted: db.neverCompacted(db.compacted), Current: db.revision}
 	switch {
 	case at > db.revision:
 		return KVHash{}, ErrFutureRev
 	case at > 0 && at < db.compacted:
 		return KVHash{}, ErrCompacted
-	case at <= 0:
+	case at < 0: // as in etcd, nothing was written before
+		out.Hash = newSum().Sum32()
+		return out, nil
+	case at == 0:
 		out.Revision = db.revision
 	}
 	before := db.compacted
@@ -141,8 +144,8 @@ func (db *DB) hashKV(at int64, step int) (KVHash, error) {
 }
 
 // neverCompacted is etcd's name of a compaction that never was.
-func neverCompacted(at int64) int64 {
-	if at == 0 {
+func (db *DB) neverCompacted(at int64) int64 {
+	if at == 0 && !db.compactedAt0 {
 		return -1
 	}
 	return at

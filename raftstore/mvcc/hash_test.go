@@ -139,3 +139,40 @@ func TestHashKVWhileOthersWrite(t *testing.T) {
 		hashing.Wait()
 	}
 }
+
+// TestHashKVAtTheEdges has what an etcd 3.7.3 answered of revisions before the first,
+// and of a compaction that forgets nothing, also after a restart.
+func TestHashKVAtTheEdges(t *testing.T) {
+	m := newMachine(t)
+	const nothing = 1084519789
+	check := func(at int64, want mvcc.KVHash) {
+		t.Helper()
+		if got, err := m.db.HashKV(at); err != nil || got != want {
+			t.Errorf("up to revision %d: %+v, %v, want %+v", at, got, err, want)
+		}
+	}
+	compact := func(at int64, want error) {
+		t.Helper()
+		if _, err := m.try(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: at}}); !errors.Is(err, want) {
+			t.Errorf("compacted at %d: %v, want %v", at, err, want)
+		}
+	}
+	check(-1, mvcc.KVHash{Hash: nothing, Revision: -1, Compacted: -1, Current: 1})
+	m.put("a", "1")
+	m.put("b", "1")
+	m.put("a", "2")
+	m.apply(&pb.InternalRaftRequest{DeleteRange: &pb.DeleteRangeRequest{Key: []byte("b")}})
+	check(-7, mvcc.KVHash{Hash: nothing, Revision: -7, Compacted: -1, Current: 5})
+	check(3, mvcc.KVHash{Hash: 2143169314, Revision: 3, Compacted: -1, Current: 5})
+	compact(-1, mvcc.ErrCompacted)
+	compact(0, nil)
+	for range 2 {
+		check(-1, mvcc.KVHash{Hash: nothing, Revision: -1, Compacted: 0, Current: 5})
+		check(3, mvcc.KVHash{Hash: 2143169314, Revision: 3, Compacted: 0, Current: 5})
+		compact(0, mvcc.ErrCompacted)
+		m.reopen()
+	}
+	compact(3, nil)
+	check(-1, mvcc.KVHash{Hash: nothing, Revision: -1, Compacted: 3, Current: 5})
+	check(5, mvcc.KVHash{Hash: 194725478, Revision: 5, Compacted: 3, Current: 5})
+}

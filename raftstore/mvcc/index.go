@@ -180,9 +180,7 @@ func (x *index) row(e *entry, was row) []byte {
 			kept = new(entry)
 			x.large[string(e.key)] = kept
 		}
-		if *kept = *e; !before {
-			kept.newest.packed = bytes.Clone(kept.newest.packed) // not the workspace's
-		}
+		*kept = *e // not the workspace's: what makes an entry large is a new span
 		kept.key = nil
 	}
 	x.work.row = appendEntry(x.work.row[:0], e)

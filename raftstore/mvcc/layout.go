@@ -134,6 +134,7 @@ func (db *DB) loadMeta(meta *bolt.Bucket) error {
 				return fmt.Errorf("%q: %w", key, err)
 			}
 			db.compacted = max(db.compacted, rev.Main)
+			db.compactedAt0 = db.compactedAt0 || rev.Main == 0
 			if &key[0] == &finishedKey[0] {
 				db.finished = rev.Main
 			}
@@ -218,10 +219,10 @@ func (b *batch) writeMeta(tx *bolt.Tx) error {
 		string(revisionKey): binary.BigEndian.AppendUint64(nil, uint64(b.revision)),
 		string(storageKey):  []byte(storageVersion),
 	}
-	if b.compacted > 0 {
+	if b.compacted > 0 || b.compactedAt0 {
 		rows[string(scheduledKey)] = encodeRev(Rev{Main: b.compacted})
 	}
-	if b.finished > 0 {
+	if b.finished > 0 || b.compactedAt0 {
 		rows[string(finishedKey)] = encodeRev(Rev{Main: b.finished})
 	}
 	if b.conf != nil {

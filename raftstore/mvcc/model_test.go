@@ -139,12 +139,13 @@ type game struct {
 	*machine
 	w    *twin
 	rnd  *rand.Rand
-	many int // keys
-	deep int // revisions from the newest back to those asked for
+	many int  // keys
+	deep int  // revisions from the newest back to those asked for
+	at0  bool // compacted at revision 0
 }
 
 func newGame(t *testing.T, seed uint64, many, deep int) *game {
-	return &game{newMachine(t), newTwin(), rand.New(rand.NewPCG(seed, 1)), many, deep}
+	return &game{newMachine(t), newTwin(), rand.New(rand.NewPCG(seed, 1)), many, deep, false}
 }
 
 func (g *game) key() []byte { return fmt.Appendf(nil, "k%d", g.rnd.IntN(g.many)) }
@@ -301,7 +302,8 @@ func (g *game) stepCompact() {
 	_, err := g.try(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: at}})
 	var want error
 	switch {
-	case at == 0 && g.w.compacted == 0:
+	case at == 0 && g.w.compacted == 0 && !g.at0:
+		g.at0 = true
 	case at <= g.w.compacted:
 		want = mvcc.ErrCompacted
 	case at > g.w.revision:
