@@ -133,7 +133,8 @@ type node struct {
 	reign     context.Context // ends when this member stops leading: snapshots are sent in it
 	abdicate  context.CancelFunc
 	silences  silences
-	without   int // ticks since there was a leader
+	without   int       // ticks since there was a leader
+	lost      time.Time // when there was not any more, or just before
 
 	// set at construction
 	cfg       nodeConfig
@@ -191,8 +192,9 @@ type nodeConfig struct {
 	counters       *counters
 	refuse         bool            // Config.RefuseWithoutLeader
 	greet          func(id uint64) // connects to a member; nil without a network
-	// heard tells when something of a member arrived last; silence is told of those of
-	// which nothing does, and of those of which it does again. Both nil for none.
+	// heard tells when something of a member arrived last, nil without a network; silence
+	// is told of those of which nothing does, and of those of which it does again. nil
+	// tells nobody.
 	heard   func(id uint64) time.Time
 	silence func(members *consensus.Membership, silent, back []uint64, tell bool)
 }

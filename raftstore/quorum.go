@@ -1,15 +1,23 @@
 package raftstore
 
+import (
+	"slices"
+	"time"
+)
+
 // elections is how many of them bring no leader before nobody waits for one any more:
 // one may end in a draw.
 const elections = 2
 
 // missLeader is called with each tick. What raft did not take yet did not and will not
-// take place: who waits for that is told. Time that this member itself stood still
-// does not count.
+// take place: who waits for that is told, and who waits for what it took is told that
+// this is not known. Time that this member itself stood still does not count.
 func (n *node) missLeader() {
 	if n.core.Leader() != 0 {
 		return
+	}
+	if n.without == 0 {
+		n.lost = time.Now().Add(-n.pace()) // at some time since the last tick
 	}
 	n.without++
 	// By chance an election begins after up to twice electionTicks.
@@ -17,18 +25,43 @@ func (n *node) missLeader() {
 	if n.without%election == 0 {
 		n.greet()
 	}
-	if !n.cfg.refuse || n.without < elections*election || n.alone.Swap(true) {
+	// Who could elect one asks this member for its vote, or answers it, well before; not
+	// where devices start that lost their power together.
+	early := n.view().before != 0 && n.without >= n.cfg.electionTicks*3/2 && !n.mayElect()
+	if !n.cfg.refuse || n.without < elections*election && !early || n.alone.Swap(true) {
 		return
 	}
 	n.log.Warn("most of the members that vote are not reached: writes are refused")
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for id, w := range n.waiting {
+		err := ErrTimeoutLeaderLost
 		if w.taken == 0 {
-			w.done <- result{err: ErrNoLeader}
-			delete(n.waiting, id)
+			err = ErrNoLeader
+		}
+		w.done <- result{err: err}
+		delete(n.waiting, id)
+	}
+}
+
+// mayElect reports whether so many voters were heard of, since there was a leader, that
+// they could elect one. A member without a vote hears of nobody then, and cannot tell.
+func (n *node) mayElect() bool {
+	members := n.core.Members()
+	if members == nil || n.cfg.heard == nil {
+		return true
+	}
+	voters := members.Voters()
+	if !slices.Contains(voters, n.cfg.self) {
+		return true
+	}
+	there := 1
+	for _, id := range voters {
+		if id != n.cfg.self && n.cfg.heard(id).After(n.lost) {
+			there++
 		}
 	}
+	return 2*there > len(voters)
 }
 
 // findLeader is called after each turn.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"edged/raftstore/consensus"
 )
 
 // TestRefusedWithoutLeader: a member that reaches nobody refuses writes at once when it
@@ -55,5 +57,47 @@ func TestRefusedWithoutLeader(t *testing.T) {
 		t.Errorf("one that was to wait: %v", err)
 	}
 	eventually(t, "written to again", func() bool { return put(ctx, other) == nil })
+	c.same()
+}
+
+// TestRefusedAsSoonAsNobodyCouldBeElected: a member that hears of too few voters does
+// not wait for elections that nobody can win, neither do those that it took writes of.
+func TestRefusedAsSoonAsNobodyCouldBeElected(t *testing.T) {
+	c := newCluster(t, func(cfg *Config) { cfg.RequestTimeout, cfg.RefuseWithoutLeader = time.Hour, true }, "a", "b", "c")
+	led := c.leader()
+	for _, n := range c.names() {
+		c.wire.isolate(memberURL(n), true)
+	}
+	taken := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	go func() {
+		_, err := c.members[led].Put(ctx, &pb.PutRequest{Key: []byte("k")})
+		taken <- err
+	}()
+	for _, name := range c.names() {
+		n := c.members[name].node
+		for !n.alone.Load() && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		waited := 0
+		if err := n.do(ctx, func(*consensus.Core) { waited = n.without }); err != nil {
+			t.Fatal(err)
+		}
+		// The members notice at about the same time, one after the other is looked at.
+		if last := elections * 2 * n.cfg.electionTicks; waited >= last {
+			t.Errorf("%s waited for %d ticks without a leader, as long as it would (%d) if others could be elected", name, waited, last)
+		}
+	}
+	if err := <-taken; !errors.Is(err, ErrTimeoutLeaderLost) {
+		t.Errorf("one that the leader took: %v", err)
+	}
+	for _, n := range c.names() {
+		c.wire.isolate(memberURL(n), false)
+	}
+	eventually(t, "written to again", func() bool {
+		_, err := c.members[led].Put(ctx, &pb.PutRequest{Key: []byte("k2")})
+		return err == nil
+	})
 	c.same()
 }

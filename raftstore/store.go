@@ -90,8 +90,11 @@ type Config struct {
 	// two elections. A lone member waits for its disk.
 	RequestTimeout time.Duration
 	// RefuseWithoutLeader has writes that find no leader be refused with ErrNoLeader at
-	// once, and those that wait for one, when there was none for two elections. etcd
-	// lets each wait for its RequestTimeout.
+	// once, and those that wait for one, when there was none for two elections, or for
+	// one and a half ElectionTicks, after one that was lost, in which too few voters were
+	// heard of to elect another.
+	// Those that a leader may have are answered ErrTimeoutLeaderLost then. etcd lets
+	// each wait for its RequestTimeout.
 	RefuseWithoutLeader bool
 	// CommitEntries is after how many entries the applied state is written, if
 	// it was not for its size; CatchUpEntries is how much of the log stays for
@@ -490,9 +493,10 @@ func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {
 	}
 	if s.cfg.Network != nil {
 		cfg.greet = func(id uint64) { s.peers.Tell(id, callMembers, nil) }
+		cfg.heard = func(id uint64) time.Time { return s.peers.Heard(id) }
 	}
 	if s.cfg.Network != nil && s.cfg.Network.Silence != nil {
-		cfg.heard, cfg.silence = func(id uint64) time.Time { return s.peers.Heard(id) }, s.tellSilence
+		cfg.silence = s.tellSilence
 	}
 	s.node, err = newNode(cfg, s.db, log, content, s.log)
 	return err
