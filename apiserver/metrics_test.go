@@ -147,6 +147,11 @@ func TestResourceMetrics(t *testing.T) {
 		t.Errorf("a Pod has another's use: %s", q)
 	}
 	pods = metricsv1beta1.PodMetricsList{}
+	if read("/namespaces//pods", &pods); names() != "a b other " {
+		t.Errorf("of no namespace: %+v", pods)
+	}
+	f.wasAsked()
+	pods = metricsv1beta1.PodMetricsList{}
 	if read("/pods?fieldSelector=metadata.name%3Da", &pods); names() != "a " {
 		t.Errorf("by name: %+v", pods)
 	}
@@ -170,6 +175,9 @@ func TestResourceMetrics(t *testing.T) {
 		if read(path, &status); status.Message != want {
 			t.Errorf("%s: %q, want %q", path, status.Message, want)
 		}
+	}
+	if resp := e.do(e.admin(), "DELETE", root+"/nodes", nil); resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("a deletion: %d", resp.StatusCode)
 	}
 	if resp := e.do(e.config("eve"), "GET", root+"/nodes", nil); resp.StatusCode != http.StatusForbidden {
 		t.Errorf("a stranger: %d", resp.StatusCode)

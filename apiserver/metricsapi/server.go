@@ -49,23 +49,39 @@ type server struct{ Config }
 // New returns the handler of /apis/metrics.k8s.io/v1beta1 and what is below it. Who may
 // ask is decided before.
 func New(cfg Config) http.Handler {
-	s := &server{cfg}
-	mux := http.NewServeMux()
-	root := "GET /apis/" + GroupVersion.String()
-	mux.HandleFunc(root, func(w http.ResponseWriter, req *http.Request) { respond(w, req, http.StatusOK, resources()) })
-	mux.HandleFunc(root+"/nodes", s.handle("nodes", s.listNodes))
-	mux.HandleFunc(root+"/nodes/{name}", s.handle("nodes", s.getNode))
-	mux.HandleFunc(root+"/pods", s.handle("pods", s.listPods))
-	mux.HandleFunc(root+"/namespaces/{namespace}/pods", s.handle("pods", s.listPods))
-	mux.HandleFunc(root+"/namespaces/{namespace}/pods/{name}", s.handle("pods", s.getPod))
-	mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
-		if req.Method != http.MethodGet {
-			respondError(w, req, apierrors.NewGenericServerResponse(http.StatusMethodNotAllowed, strings.ToLower(req.Method), schema.GroupResource{}, "", "", 0, false))
-			return
+	return &server{cfg}
+}
+
+// ServeHTTP goes by the path's parts and not by a ServeMux, which redirects
+// namespaces//pods, all namespaces, to the namespace "pods".
+func (s *server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	parts := strings.Split(strings.Trim(strings.TrimPrefix(req.URL.Path, "/apis/"+GroupVersion.String()), "/"), "/")
+	var answer http.HandlerFunc
+	switch n := len(parts); {
+	case req.Method != http.MethodGet:
+		respondError(w, req, apierrors.NewGenericServerResponse(http.StatusMethodNotAllowed, strings.ToLower(req.Method), schema.GroupResource{}, "", "", 0, false))
+		return
+	case n == 1 && parts[0] == "":
+		answer = func(w http.ResponseWriter, req *http.Request) { respond(w, req, http.StatusOK, resources()) }
+	case n == 1 && parts[0] == "nodes":
+		answer = s.handle("nodes", s.listNodes)
+	case n == 2 && parts[0] == "nodes":
+		req.SetPathValue("name", parts[1])
+		answer = s.handle("nodes", s.getNode)
+	case n == 1 && parts[0] == "pods":
+		answer = s.handle("pods", s.listPods)
+	case (n == 3 || n == 4) && parts[0] == "namespaces" && parts[2] == "pods":
+		req.SetPathValue("namespace", parts[1])
+		answer = s.handle("pods", s.listPods)
+		if n == 4 {
+			req.SetPathValue("name", parts[3])
+			answer = s.handle("pods", s.getPod)
 		}
+	default:
 		respondError(w, req, apierrors.NewGenericServerResponse(http.StatusNotFound, "get", schema.GroupResource{}, "", "", 0, false))
-	})
-	return mux
+		return
+	}
+	answer(w, req)
 }
 
 func resources() *metav1.APIResourceList {

@@ -50,3 +50,19 @@ func TestKubernetesVersion(t *testing.T) {
 		t.Errorf("go.mod does not require k8s.io/kubernetes %s", kubernetesVersion)
 	}
 }
+
+// TestAPIVersion: what clients compare with their own version is the release that is
+// served.
+func TestAPIVersion(t *testing.T) {
+	v := apiVersion()
+	major, minor, _ := strings.Cut(strings.TrimPrefix(kubernetesVersion, "v"), ".")
+	minor, _, _ = strings.Cut(minor, ".")
+	n, err := strconv.Atoi(minor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.Major != major || v.Minor != minor || v.EmulationMajor != major || v.EmulationMinor != minor || v.MinCompatibilityMajor != major || v.MinCompatibilityMinor != strconv.Itoa(n-1) ||
+		v.GitVersion != kubernetesVersion+"+edged" || v.Platform == "" || v.GoVersion == "" {
+		t.Errorf("%+v", v)
+	}
+}
