@@ -25,7 +25,7 @@ spec:
       containers:
       - name: main
         image: edged.example/busybox:1
-        command: [sh, -c, 'head -c 40000000 /dev/zero > /mem/load; exec sleep 7654399']
+        command: [sh, -c, 'head -c 40000000 /dev/zero > /mem/load; touch /tmp/done; exec sleep 7654399']
         volumeMounts: [{name: mem, mountPath: /mem}]
       volumes: [{name: mem, emptyDir: {medium: Memory}}]
 `)
@@ -65,7 +65,7 @@ spec:
 	shows(`memory: [0-9]+(Mi|Ki|k)?/10Mi`, "get", "hpa", "load")
 	shows(`New size: 3; reason: memory resource above target`, "describe", "hpa", "load")
 	for _, pod := range strings.Fields(p.kubectl("get", "pods", "-l", "app=load", "-o", "jsonpath={.items[*].metadata.name}")) {
-		p.kubectl("exec", pod, "--", "sh", "-c", "> /mem/load")
+		p.kubectl("exec", pod, "--", "sh", "-c", "until [ -e /tmp/done ]; do sleep 0.1; done; > /mem/load")
 	}
 	p.kubectl("wait", "--for=jsonpath={.spec.replicas}=1", "deployment/load", "--timeout=60s")
 	shows(`All metrics below target`, "describe", "hpa", "load")
