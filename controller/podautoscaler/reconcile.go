@@ -67,7 +67,7 @@ func Reconcile(ctx context.Context, w World) Outcome {
 	if len(w.History.recommendations) == 0 {
 		w.History.recommendations = []point{{current, w.Now}}
 	}
-	o.Status.CurrentReplicas, o.Status.ObservedGeneration = current, &w.HPA.Generation
+	o.Status.CurrentReplicas, o.Status.ObservedGeneration = current, ptr.To(w.HPA.Generation)
 	was := o.Status.CurrentMetrics
 	o.Status.CurrentMetrics = nil
 	toZero := r.has(autoscalingv2.ScaledToZero)

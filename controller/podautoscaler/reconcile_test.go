@@ -11,6 +11,7 @@ import (
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -379,7 +380,7 @@ func TestFiguresAreNews(t *testing.T) {
 		for name := range f.used {
 			f.used[name] = [2]int64{50, 44 + int64(i%3)}
 		}
-		if o := f.round(t); fmt.Sprint(o.Status) != fmt.Sprint(was) {
+		if o := f.round(t); !equality.Semantic.DeepEqual(o.Status, was) {
 			t.Fatalf("round %d: %+v\nwas %+v", i, o.Status, was)
 		}
 	}
@@ -388,8 +389,8 @@ func TestFiguresAreNews(t *testing.T) {
 		for name := range f.used {
 			f.used[name] = [2]int64{45, 45 + int64(i%2)*20}
 		}
-		was := fmt.Sprint(f.hpa.Status)
-		if o := f.round(t); fmt.Sprint(o.Status) != was {
+		was := f.hpa.Status
+		if o := f.round(t); !equality.Semantic.DeepEqual(o.Status, was) {
 			writes++
 		}
 	}
