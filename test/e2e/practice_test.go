@@ -85,7 +85,7 @@ func TestKubectlRollouts(t *testing.T) {
 	p.expect("horizontalpodautoscaler.autoscaling/web autoscaled", "autoscale", "deploy/web", "--min=1", "--max=3", "--cpu=50%")
 	p.expect("cpu: <unknown>/50%", "get", "hpa", "web")
 	p.expect("service/web exposed", "expose", "deploy/web", "--port=80", "--target-port=8080")
-	p.says("Metrics API not available", "top", "pod")
+	p.expect("NAME  ", "top", "pod")
 	p.expect(`"web" deleted`, "delete", "deploy", "web", "--cascade=orphan")
 	p.expect("web-", "get", "rs", "-l", "app=web", "-o", "name")
 	p.apply(fmt.Sprintf(shop, "one")) // takes them up again
