@@ -1,16 +1,11 @@
 package apiserver
 
 import (
-	"bytes"
-	"errors"
-	"io"
-	"net/http"
-	"strconv"
-
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 
 	"edged/apiserver/metricsapi"
+	"edged/internal/inprocess"
 )
 
 // ownService is a group version that this process serves beside the table of kinds, as
@@ -31,7 +26,7 @@ func ownServices(s *Server) map[string]ownService {
 		Status: apiregistrationv1.APIServiceStatus{Conditions: []apiregistrationv1.APIServiceCondition{{Type: apiregistrationv1.Available, Status: apiregistrationv1.ConditionTrue}}},
 	}
 	h := metricsapi.New(metricsapi.FromRegistry(s.reg, s.nodes, s.logger))
-	return map[string]ownService{svc.Name: {svc, &backend{spec: svc.Spec, transport: inProcess{h}}}}
+	return map[string]ownService{svc.Name: {svc, &backend{spec: svc.Spec, transport: inprocess.Transport{Handler: h, MaxBytes: maxInProcess}}}}
 }
 
 // find returns the APIService of a group version that is not among the table's.
@@ -49,45 +44,5 @@ func (g *aggregator) isOwn(svc *apiregistrationv1.APIService) bool {
 	return ok && own.service == svc
 }
 
-// inProcess hands requests to a handler and gives back what it wrote, whole.
-type inProcess struct{ http.Handler }
-
-func (inProcess) CloseIdleConnections() {}
-
 // maxInProcess is above what a thousand Pods make.
 const maxInProcess = 16 << 20
-
-func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.Body != nil {
-		defer req.Body.Close()
-	}
-	a := &written{header: http.Header{}, code: http.StatusOK}
-	t.ServeHTTP(a, req)
-	if a.err != nil {
-		return nil, a.err
-	}
-	return &http.Response{
-		Status: strconv.Itoa(a.code) + " " + http.StatusText(a.code), StatusCode: a.code, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: a.header, Body: io.NopCloser(&a.body), ContentLength: int64(a.body.Len()), Request: req,
-	}, nil
-}
-
-// written is an answer that is kept.
-type written struct {
-	header http.Header
-	code   int
-	body   bytes.Buffer
-	err    error
-}
-
-var errLongAnswer = errors.New("the answer is too long")
-
-func (a *written) Header() http.Header  { return a.header }
-func (a *written) WriteHeader(code int) { a.code = code }
-func (a *written) Write(p []byte) (int, error) {
-	if a.body.Len()+len(p) > maxInProcess {
-		a.err = errLongAnswer
-		return 0, a.err
-	}
-	return a.body.Write(p)
-}

@@ -1,11 +1,10 @@
 package metricsapi
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"sync"
@@ -13,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"edged/internal/inprocess"
 	"edged/internal/usage"
 )
 
@@ -74,32 +74,21 @@ func (s *server) report(ctx context.Context, node, ns string) (*usage.Report, er
 		return nil, err
 	}
 	req.RequestURI = u.RequestURI()
-	a := &answer{header: http.Header{}, code: http.StatusOK}
-	h.ServeHTTP(a, req)
+	resp, err := inprocess.Transport{Handler: h, MaxBytes: maxReport}.RoundTrip(req)
 	if own.Err() != nil {
 		return nil, own.Err()
 	}
-	if a.code != http.StatusOK {
-		return nil, fmt.Errorf("it answers %d: %.200s", a.code, a.body.String())
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("it answers %d: %.200s", resp.StatusCode, body)
 	}
 	r := &usage.Report{}
-	return r, json.Unmarshal(a.body.Bytes(), r)
-}
-
-// answer keeps what a handler writes.
-type answer struct {
-	header http.Header
-	code   int
-	body   bytes.Buffer
-}
-
-var errTooLong = errors.New("the answer is too long")
-
-func (a *answer) Header() http.Header  { return a.header }
-func (a *answer) WriteHeader(code int) { a.code = code }
-func (a *answer) Write(p []byte) (int, error) {
-	if a.body.Len()+len(p) > maxReport {
-		return 0, errTooLong
-	}
-	return a.body.Write(p)
+	return r, json.Unmarshal(body, r)
 }
