@@ -286,7 +286,17 @@ func (p *place) nodeProxy() {
 			p.t.Errorf("%s is below %d in %+v", what, least, sum)
 		}
 	}
-	above("the node's CPU", sum.Node.CPU.UsageNanoCores, 1)
+	p.eventually(20*time.Second, "the node's CPU is in use", func() error {
+		// The kernel counts ticks of 10 ms: a device may use none while it measures.
+		for began := time.Now(); time.Since(began) < 100*time.Millisecond; {
+		}
+		read("/stats/summary?only_cpu_and_memory=true", &sum)
+		if used := sum.Node.CPU.UsageNanoCores; used == nil || *used == 0 {
+			return fmt.Errorf("usageNanoCores: %v", used)
+		}
+		return nil
+	})
+	read("/stats/summary", &sum)
 	above("the node's memory", sum.Node.Memory.WorkingSetBytes, 1<<20)
 	above("the node's disk", sum.Node.Fs.CapacityBytes, 1<<20)
 	at := slices.IndexFunc(sum.Pods, func(s statsapi.PodStats) bool { return s.PodRef.Namespace == p.ns && s.PodRef.Name == "counted" })
