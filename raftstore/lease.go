@@ -53,7 +53,7 @@ func (l *lessor) applied(req *pb.InternalRaftRequest, _ proto.Message, err error
 	}
 }
 
-func seconds(n int64) time.Duration { return time.Duration(min(n, 1<<33)) * time.Second }
+func seconds(n int64) time.Duration { return time.Duration(min(n, maxLeaseTTL)) * time.Second }
 
 // set gives a lease its time, from now.
 func (l *lessor) set(id int64, left time.Duration) {

@@ -151,10 +151,6 @@ func (w *written) deleted(key string) bool {
 			if key == string(d.Key) {
 				return true
 			}
-		case end == "\x00":
-			if key >= string(d.Key) {
-				return true
-			}
 		case key >= string(d.Key) && key < end:
 			return true
 		}
@@ -163,7 +159,9 @@ func (w *written) deleted(key string) bool {
 }
 
 // checkOverlap refuses a list that puts a key twice, or puts and deletes it:
-// all changes of a transaction have one revision. The two paths of a nested
+// all changes of a transaction have one revision. As in etcd, what deletes all keys from
+// one on may stand beside puts: "all of this and nothing else" is said so. They happen in
+// their order. The two paths of a nested
 // transaction exclude each other and may both write a key.
 func checkOverlap(ops []*pb.RequestOp) (written, error) {
 	w := written{puts: map[string]bool{}}
@@ -178,7 +176,7 @@ func checkOverlap(ops []*pb.RequestOp) (written, error) {
 			continue
 		}
 		both := map[string]bool{}
-		var deletes []*pb.DeleteRangeRequest
+		var deletes []*pb.DeleteRangeRequest // what stands before them is not held against them
 		for _, path := range [][]*pb.RequestOp{inner.Success, inner.Failure} {
 			in, err := checkOverlap(path)
 			if err != nil {
@@ -191,12 +189,6 @@ func checkOverlap(ops []*pb.RequestOp) (written, error) {
 				both[k] = true
 			}
 			deletes = append(deletes, in.deletes...)
-		}
-		inner2 := written{deletes: deletes}
-		for k := range w.puts {
-			if inner2.deleted(k) {
-				return w, ErrDuplicateKey
-			}
 		}
 		for k := range both {
 			w.puts[k] = true

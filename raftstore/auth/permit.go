@@ -77,10 +77,11 @@ func (s *State) combine(u *authpb.User) *permissions {
 	for _, name := range u.Roles {
 		for _, k := range s.roles[name].GetKeyPermission() {
 			i := asInterval(k.Key, k.RangeEnd)
-			if k.PermType != authpb.Permission_WRITE {
+			both := k.PermType == authpb.Permission_READWRITE // what is none of the three permits nothing
+			if both || k.PermType == authpb.Permission_READ {
 				p.read = append(p.read, i)
 			}
-			if k.PermType != authpb.Permission_READ {
+			if both || k.PermType == authpb.Permission_WRITE {
 				p.write = append(p.write, i)
 			}
 		}

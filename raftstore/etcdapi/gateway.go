@@ -81,8 +81,18 @@ func (s *Server) gateway() http.Handler {
 		}
 	}
 	for path, method := range routes {
-		mux.HandleFunc("POST /v3/"+path, methods[method])
+		handle := methods[method]
+		mux.HandleFunc("/v3/"+path, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodPost {
+				writeStatus(w, status.Error(codes.Unimplemented, "Method Not Allowed"))
+				return
+			}
+			handle(w, r)
+		})
 	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		writeStatus(w, status.Error(codes.NotFound, "Not Found"))
+	})
 	return mux
 }
 
@@ -105,12 +115,13 @@ func (s *Server) readJSON(r io.Reader, into any) error {
 	if !ok {
 		return status.Errorf(codes.Internal, "no message: %T", into)
 	}
-	body, err := io.ReadAll(io.LimitReader(r, int64(s.store.MaxRequestBytes()+sendOverhead)*2))
-	if err != nil {
+	// What follows the first value is nobody's, as in etcd.
+	body, err := newDecoder(r, s.store.MaxRequestBytes()+sendOverhead).next()
+	if errors.Is(err, io.EOF) {
 		return err
 	}
-	if len(body) == 0 {
-		return io.EOF
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(body, m); err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())

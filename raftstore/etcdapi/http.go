@@ -34,7 +34,13 @@ func (s *Server) handler() http.Handler {
 		mux.Handle("/metrics", s.cfg.Metrics)
 	}
 	if s.cfg.Gateway {
-		mux.Handle("/v3/", s.gateway())
+		gateway := s.gateway()
+		mux.Handle("/v3/", gateway)
+		// What etcd 3.3 called it, and etcd serves still.
+		mux.HandleFunc("/v3beta/", func(w http.ResponseWriter, r *http.Request) {
+			r.URL.Path = "/v3/" + strings.TrimPrefix(r.URL.Path, "/v3beta/")
+			gateway.ServeHTTP(w, r)
+		})
 	}
 	return mux
 }

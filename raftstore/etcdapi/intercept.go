@@ -103,7 +103,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	}
 	if info.FullMethod != authenticateMethod {
 		if ctx, err = s.identify(ctx); err != nil {
-			return nil, err
+			return nil, statusOf(info.FullMethod, err)
 		}
 	}
 	resp, err := handler(ctx, req)

@@ -6,6 +6,7 @@ import (
 	"math"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -46,8 +47,12 @@ const firstChunk = 10
 
 // RangeStream is Range in pieces, all of one revision.
 func (s kvService) RangeStream(req *pb.RangeRequest, stream grpc.ServerStreamingServer[pb.RangeStreamResponse]) error {
+	_, knownOrder := pb.RangeRequest_SortOrder_name[int32(req.SortOrder)]
+	_, knownTarget := pb.RangeRequest_SortTarget_name[int32(req.SortTarget)]
 	ordered := req.SortOrder == pb.RangeRequest_NONE || req.SortTarget == pb.RangeRequest_KEY && req.SortOrder == pb.RangeRequest_ASCEND
 	switch {
+	case len(req.Key) > 0 && !(knownOrder && knownTarget):
+		return rpctypes.ErrGRPCInvalidSortOption
 	case len(req.Key) > 0 && !ordered:
 		return status.Error(codes.Unimplemented, "RangeStream does not support custom sort orders")
 	case len(req.Key) > 0 && (req.MinModRevision != 0 || req.MaxModRevision != 0 || req.MinCreateRevision != 0 || req.MaxCreateRevision != 0):

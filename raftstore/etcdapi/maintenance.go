@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -66,9 +67,18 @@ func (s maintenanceService) Status(ctx context.Context, _ *pb.StatusRequest) (*p
 		resp.Errors = append(resp.Errors, raftstore.ErrNoLeader.Error())
 	}
 	for _, a := range s.store.Alarms() {
-		resp.Errors = append(resp.Errors, a.String())
+		resp.Errors = append(resp.Errors, alarmText(a))
 	}
 	return resp, nil
+}
+
+// alarmText is the alarm as etcd's operators know it; protobuf's own text has spaces by
+// chance, another number of them in each build.
+func alarmText(a *pb.AlarmMember) string {
+	if a.MemberID == 0 {
+		return "alarm:" + a.Alarm.String()
+	}
+	return fmt.Sprintf("memberID:%d alarm:%s", a.MemberID, a.Alarm)
 }
 
 func (s maintenanceService) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
@@ -194,12 +204,11 @@ func (s maintenanceService) Downgrade(ctx context.Context, req *pb.DowngradeRequ
 	default:
 		return nil, status.Error(codes.Unknown, "etcdserver: unknown method")
 	}
-	major, rest, ok := strings.Cut(req.Version, ".")
-	minor, _, _ := strings.Cut(rest, ".")
-	if !ok || !number(major) || !number(minor) {
+	parts := strings.Split(req.Version, ".")
+	if len(parts) != 2 && len(parts) != 3 || slices.ContainsFunc(parts, func(p string) bool { return !number(p) }) {
 		return nil, rpctypes.ErrGRPCWrongDowngradeVersionFormat
 	}
-	if major != "3" || minor != "6" {
+	if parts[0] != "3" || parts[1] != "6" {
 		return nil, rpctypes.ErrGRPCInvalidDowngradeTargetVersion
 	}
 	if req.Action == pb.DowngradeRequest_ENABLE {

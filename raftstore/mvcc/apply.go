@@ -149,6 +149,9 @@ func (t *txn) wanted() bool { return t.main <= t.db.wanted.Load() }
 
 // checkPut tells whether put can succeed, without changing anything.
 func (t *txn) checkPut(req *pb.PutRequest) error {
+	if req.Lease != 0 && t.db.leases[req.Lease] == nil {
+		return ErrLeaseNotFound
+	}
 	if req.IgnoreValue || req.IgnoreLease {
 		e, ok := t.db.index.get(req.Key)
 		if !ok {
@@ -157,9 +160,6 @@ func (t *txn) checkPut(req *pb.PutRequest) error {
 		if _, ok := e.at(t.main); !ok {
 			return ErrKeyNotFound
 		}
-	}
-	if req.Lease != 0 && t.db.leases[req.Lease] == nil {
-		return ErrLeaseNotFound
 	}
 	return nil
 }
@@ -420,7 +420,8 @@ func holds(c *pb.Compare, kv *mvccpb.KeyValue) bool {
 		return sign != 0
 	case pb.Compare_GREATER:
 		return sign > 0
-	default:
+	case pb.Compare_LESS:
 		return sign < 0
 	}
+	return true // a result that etcd does not know holds there
 }

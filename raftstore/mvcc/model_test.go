@@ -128,7 +128,9 @@ func (w *twin) rangeOf(r *pb.RangeRequest) (kvs []*mvccpb.KeyValue, count int64,
 	}
 	if r.KeysOnly {
 		for _, kv := range kvs {
-			kv.Value = nil
+			if kv.Value = nil; r.SortTarget != pb.RangeRequest_VALUE {
+				kv.Lease = 0 // as in etcd 3.7, which has them from the index
+			}
 		}
 	}
 	return kvs, count, more, nil

@@ -77,7 +77,14 @@ func (v *view) rangeAt(req *pb.RangeRequest, current int64) (*pb.RangeResponse, 
 	return v.fetch(req, resp, revs)
 }
 
-// find looks up in the index which rows a request wants; mu is held.
+// indexed reports whether the index alone answers a request. As in etcd 3.7, what comes
+// of it does not tell the keys' leases: those are with the values.
+func indexed(req *pb.RangeRequest) bool {
+	return req.KeysOnly && req.SortTarget != pb.RangeRequest_VALUE
+}
+
+// find looks up in the index which rows a request wants, and answers from there what it
+// can; mu is held.
 func (v *view) find(req *pb.RangeRequest, current int64) (resp *pb.RangeResponse, revs []Rev, err error) {
 	at := req.Revision
 	switch {
@@ -98,8 +105,10 @@ func (v *view) find(req *pb.RangeRequest, current int64) (resp *pb.RangeResponse
 		resp.Count++
 		switch {
 		case req.CountOnly:
-		case int64(len(revs)) >= limit:
+		case int64(len(revs)+len(resp.Kvs)) >= limit:
 			resp.More = true
+		case indexed(req):
+			resp.Kvs = append(resp.Kvs, &mvccpb.KeyValue{Key: bytes.Clone(e.key), ModRevision: ver.rev.Main, CreateRevision: ver.created, Version: ver.n})
 		default:
 			revs = append(revs, ver.rev)
 		}
