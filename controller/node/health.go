@@ -93,6 +93,27 @@ func Taints(n *corev1.Node, now time.Time) (out []corev1.Taint, changed bool) {
 	return out, changed
 }
 
+// Exact returns taints of which the one for a device that is lost since then says so
+// to the nanosecond: in an object times are cut to seconds, which would take up to one
+// of those that a Pod tolerates. A taint of another time, as another leader counted, is
+// left as it is.
+func Exact(taints []corev1.Taint, since time.Time) []corev1.Taint {
+	// since is computed anew each time, from two clocks that are read one after the
+	// other.
+	const read = 10 * time.Millisecond
+	out := slices.Clone(taints)
+	for i := range out {
+		t := &out[i]
+		if t.Key != corev1.TaintNodeUnreachable || t.TimeAdded == nil {
+			continue
+		}
+		if cut := since.Sub(t.TimeAdded.Time); -read < cut && cut < time.Second+read {
+			t.TimeAdded = &metav1.Time{Time: since}
+		}
+	}
+	return out
+}
+
 // Eviction tells whether a Pod may stay on a Node with these taints: for ever
 // (evict false, after 0), until after is over, or not any longer.
 func Eviction(pod *corev1.Pod, taints []corev1.Taint, now time.Time) (evict bool, after time.Duration) {

@@ -226,7 +226,7 @@ func (c *controller) sync(ctx context.Context, name string) (time.Duration, erro
 			return 0, err
 		}
 	}
-	return c.evict(ctx, name)
+	return c.evict(ctx, name, since, lost)
 }
 
 // mark says of a Node that nothing is heard of it. told is whether that is news.
@@ -311,8 +311,9 @@ func (c *controller) taint(ctx context.Context, name string, now time.Time) erro
 	return nil
 }
 
-// evict deletes the Pods that may not stay, and returns when the next may not.
-func (c *controller) evict(ctx context.Context, name string) (again time.Duration, err error) {
+// evict deletes the Pods that may not stay, and returns when the next may not. since
+// is when the device was lost, if it is.
+func (c *controller) evict(ctx context.Context, name string, since time.Time, lost bool) (again time.Duration, err error) {
 	n, ok := c.nodes.Get("", name)
 	if !ok {
 		return 0, nil
@@ -320,10 +321,14 @@ func (c *controller) evict(ctx context.Context, name string) (again time.Duratio
 	// A device that is heard again is about to say how it is.
 	held := !isKnown(n) && (c.majoritySilent() || c.heard(name))
 	now := c.env.Now()
+	taints := n.Spec.Taints
+	if lost {
+		taints = Exact(taints, now.Add(-time.Since(since)))
+	}
 	restarts := backBy(n).Sub(now)
 	var gone []*corev1.Pod
 	for _, p := range c.pods.ByIndex(registry.IndexNode, name) {
-		evict, after := Eviction(p, n.Spec.Taints, now)
+		evict, after := Eviction(p, taints, now)
 		if evict && held {
 			evict, after = false, Grace // looked at again when the others are back
 		}

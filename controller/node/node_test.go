@@ -115,6 +115,45 @@ func TestEviction(t *testing.T) {
 	}
 }
 
+// TestExact: what a second cuts off is given back to those who tolerate the loss, what
+// another leader counted is not touched.
+func TestExact(t *testing.T) {
+	taint := func(key string, added time.Time) corev1.Taint {
+		return corev1.Taint{Key: key, Effect: corev1.TaintEffectNoExecute, TimeAdded: &metav1.Time{Time: added}}
+	}
+	since := noon.Add(900 * time.Millisecond)
+	had := []corev1.Taint{
+		taint(corev1.TaintNodeUnreachable, noon), taint(corev1.TaintNodeUnreachable, noon.Add(-2*time.Second)),
+		taint(corev1.TaintNodeUnreachable, noon.Add(time.Second)), taint("gpu", noon), {Key: corev1.TaintNodeUnreachable},
+	}
+	out := node.Exact(had, since)
+	for i, want := range []time.Time{since, noon.Add(-2 * time.Second), noon.Add(time.Second), noon} {
+		if got := out[i].TimeAdded.Time; !got.Equal(want) {
+			t.Errorf("taint %d: %v, want %v", i, got, want)
+		}
+	}
+	if out[4].TimeAdded != nil || !had[0].TimeAdded.Time.Equal(noon) {
+		t.Errorf("%v of %v", out, had)
+	}
+}
+
+// TestTolerationIsWhole: a Pod stays for all of the seconds that it tolerates, also when
+// its device was lost at the end of one.
+func TestTolerationIsWhole(t *testing.T) {
+	f := newFleet(t, 3)
+	// The loss is just before a second begins; the object's time says almost a second
+	// earlier.
+	for time.Now().Nanosecond() < 900e6 {
+		time.Sleep(time.Millisecond)
+	}
+	lost := time.Now()
+	f.quiet(0, "d1")
+	f.await("its Pod is taken off", func() bool { return f.podGone("p1") })
+	if after := time.Since(lost); after < time.Second {
+		t.Errorf("after %v of the second that it tolerates", after)
+	}
+}
+
 // fleet is a cluster of devices that fall silent when told.
 type fleet struct {
 	t   *testing.T
