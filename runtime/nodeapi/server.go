@@ -455,8 +455,8 @@ func (s streams) AttachContainer(ctx context.Context, _, _, _ string, in io.Read
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-done:
-		return nil
+	case err := <-done:
+		return err
 	}
 }
 

@@ -15,7 +15,11 @@
 // 4 KiB. Lines are handed to the kernel as they come and never synced: after a
 // power cut the newest may be missing.
 //
+// 256 KiB wait for who is attached, and the container for a second if that is full:
+// then the client is let go (ErrSlow).
+//
 // Goroutines: two per Writer, ended by the container's end or Close; one per
-// following Read, ended by its context. May be imported by runtime/... .
+// following Read, ended by its context; one per Attach, ended by the container's end,
+// by detach or by its client, when a write to it returns. May be imported by runtime/... .
 // Source: the CRI's logging design, k8s.io/kubernetes/pkg/kubelet/kuberuntime/logs.
 package podlog

@@ -3,6 +3,7 @@ package podlog
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -199,10 +200,76 @@ func TestFollowAndAttach(t *testing.T) {
 	if s := <-got; s != "a\nb\n" {
 		t.Errorf("followed %q", s)
 	}
-	<-done
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 	if live.String() != "a\nb\n" {
 		t.Errorf("attached %q", live.String())
 	}
+}
+
+// stuck is a client that takes nothing until it is let go.
+type stuck struct{ free chan struct{} }
+
+func (s stuck) Write(b []byte) (int, error) {
+	<-s.free
+	return len(b), nil
+}
+
+// TestStuckClient: a client that takes nothing is let go, and neither the log nor another
+// client misses what it did not take.
+func TestStuckClient(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	r, pw := io.Pipe()
+	w, err := Start(path, OnDisk, r, nil, r, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := stuck{make(chan struct{})}
+	defer close(s.free)
+	var live bytes.Buffer
+	slow, detach := w.Attach(s, nil)
+	defer detach()
+	quick, _ := w.Attach(&live, nil)
+	text := strings.Repeat("a line\n", 10*attachQueue)
+	io.WriteString(pw, text)
+	if err := <-slow; !errors.Is(err, ErrSlow) {
+		t.Errorf("the client that takes nothing: %v", err)
+	}
+	pw.Close()
+	w.Wait()
+	if err := <-quick; err != nil || live.String() != text {
+		t.Errorf("the other client: %v, %d bytes of %d", err, live.Len(), len(text))
+	}
+	if got := read(t, path, Options{Tail: -1}); got != text {
+		t.Errorf("the log has %d bytes of %d", len(got), len(text))
+	}
+}
+
+// TestClientThatLeaves: one that detaches while the container waits for it holds up
+// nobody, and what fails is dropped.
+func TestClientThatLeaves(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	r, pw := io.Pipe()
+	w, err := Start(path, OnDisk, r, nil, r, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := stuck{make(chan struct{})}
+	defer close(s.free)
+	_, detach := w.Attach(s, nil)
+	broken, pipe := io.Pipe()
+	broken.Close()
+	failed, _ := w.Attach(pipe, nil)
+	go func() {
+		io.WriteString(pw, strings.Repeat("a line\n", 2*attachQueue))
+		pw.Close()
+	}()
+	if err := <-failed; err != nil {
+		t.Error(err)
+	}
+	detach()
+	w.Wait()
 }
 
 func FuzzParseLine(f *testing.F) {

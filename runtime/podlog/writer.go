@@ -2,6 +2,7 @@ package podlog
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -58,11 +59,34 @@ type Writer struct {
 	ended    bool
 }
 
-// attachment receives output live. Err is where a writer that fails is dropped.
+// attachment receives output live, from a goroutine of its own: a client that is slow
+// must not hold up the container for long.
 type attachment struct {
 	stdout, stderr io.Writer
-	done           chan struct{}
+	queue          chan output // sent to and closed with Writer.mu held
+	done           chan error  // holds one
+	left           context.Context
+	leave          context.CancelFunc // nothing more is passed on
 }
+
+// output is a line, or a part of one, for one of an attachment's streams.
+type output struct {
+	to   io.Writer
+	text []byte
+}
+
+const (
+	// attachQueue is how many lines, or parts of them, wait for a client: at most
+	// 256 KB.
+	attachQueue = 64
+	// attachPatience is how long the container waits for a client that has taken
+	// nothing of a full queue. As with containerd, who takes what is printed more
+	// slowly than it is printed slows that down; who takes nothing has left.
+	attachPatience = time.Second
+)
+
+// ErrSlow ends an attachment whose client did not take what the container printed.
+var ErrSlow = errors.New("the client does not take what the container prints")
 
 // Start copies stdout and stderr (nil with a terminal) to the file at path
 // until both end, and keeps what limits allow of it. source is closed by Close, to stop early.
@@ -127,7 +151,7 @@ func (w *Writer) write(stream string, text []byte) {
 		if to == nil {
 			continue
 		}
-		if _, err := to.Write(text); err != nil {
+		if !a.pass(output{to, slices.Clone(text)}) {
 			w.detachLocked(a)
 		}
 	}
@@ -186,28 +210,74 @@ func Rotated(path string) ([]string, error) {
 	return files, err
 }
 
-// Attach passes output on from now on. The channel is closed when the container
-// has ended or a writer failed; detach ends it early.
-func (w *Writer) Attach(stdout, stderr io.Writer) (done <-chan struct{}, detach func()) {
-	a := &attachment{stdout, stderr, make(chan struct{})}
+// Attach passes output on from now on. done receives one value when the container has
+// ended and all is passed on, a writer failed, or the client is too slow (ErrSlow);
+// detach ends it early. A write that is under way then, or that nobody takes, may end
+// later than that.
+func (w *Writer) Attach(stdout, stderr io.Writer) (done <-chan error, detach func()) {
+	a := &attachment{stdout: stdout, stderr: stderr, queue: make(chan output, attachQueue), done: make(chan error, 1)}
+	a.left, a.leave = context.WithCancel(context.Background())
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.ended {
-		close(a.done)
+		a.finish(nil)
 		return a.done, func() {}
 	}
 	w.attached[a] = struct{}{}
+	go a.run() // until it is detached, which end does at the latest, and its writer has returned
 	return a.done, func() {
+		a.leave()
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.detachLocked(a)
 	}
 }
 
+// run passes on what is in the queue until that is closed, or the client leaves.
+func (a *attachment) run() {
+	for o := range a.queue {
+		if a.left.Err() != nil {
+			break
+		}
+		if _, err := o.to.Write(o.text); err != nil {
+			break
+		}
+	}
+	a.finish(nil)
+}
+
+// pass puts output into the queue. It is false if the client left or is too slow.
+func (a *attachment) pass(o output) bool {
+	select {
+	case a.queue <- o:
+		return a.left.Err() == nil
+	default:
+	}
+	patience := time.NewTimer(attachPatience)
+	defer patience.Stop()
+	select {
+	case a.queue <- o:
+		return true
+	case <-a.left.Done():
+	case <-patience.C:
+		a.finish(ErrSlow)
+	}
+	return false
+}
+
+// finish tells the first reason and has nothing more passed on.
+func (a *attachment) finish(why error) {
+	select {
+	case a.done <- why:
+	default:
+	}
+	a.leave()
+}
+
 func (w *Writer) detachLocked(a *attachment) {
 	if _, ok := w.attached[a]; ok {
 		delete(w.attached, a)
-		close(a.done)
+		close(a.queue)
 	}
 }
 
