@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
@@ -62,9 +63,41 @@ func nodeLogs(dir string) http.Handler {
 			}
 			r.URL.Path = strings.ReplaceAll(q.files[0], `\`, "/")
 		}
-		http.FileServerFS(root.FS()).ServeHTTP(w, r)
+		http.FileServerFS(logFiles{root}).ServeHTTP(w, r)
 	}))
 }
+
+// logFiles are the files and folders below a root. What would wait for somebody when it
+// is opened (a fifo), or do something (a device), is not there: Pods may have made it.
+type logFiles struct{ root *os.Root }
+
+func (l logFiles) Open(name string) (fs.File, error) {
+	if !fs.ValidPath(name) {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
+	}
+	info, err := l.root.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !isFile(info) {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	// Somebody may put a fifo in its place meanwhile.
+	f, err := l.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if info, err = f.Stat(); err == nil && !isFile(info) {
+		err = &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func isFile(info fs.FileInfo) bool { return info.Mode().IsRegular() || info.IsDir() }
 
 // logQuery is what ?query= and its options ask for.
 type logQuery struct {
@@ -191,7 +224,7 @@ func (q logQuery) copy(w io.Writer, root *os.Root) {
 }
 
 func copyLog(w io.Writer, root *os.Root, name string) error {
-	f, err := root.Open(name)
+	f, err := logFiles{root}.Open(name)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestNodeLogs(t *testing.T) {
@@ -27,6 +29,10 @@ func TestNodeLogs(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
+	// Nobody writes to it: who opens it waits for ever.
+	if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	h := New(Config{NodeLogs: dir})
 	for _, tt := range []struct {
 		path string
@@ -37,6 +43,8 @@ func TestNodeLogs(t *testing.T) {
 		{"/logs/a.log", 200, "of a"},
 		{"/logs/none", 404, ""},
 		{"/logs/link", 0, ""},
+		{"/logs/fifo", 404, ""},
+		{"/logs/?query=fifo", 200, "for fifo"},
 		{"/logs/?query=link", 200, "error getting log for link"},
 		{"/logs/?query=/link", 406, "path escapes"},
 		{"/logs/?query=a", 200, "of a"},
