@@ -203,6 +203,18 @@ func TestStatsAndUpdate(t *testing.T) {
 	}
 }
 
+// late takes nothing for some time, longer than output may pause, and then all.
+type late struct {
+	bytes.Buffer
+	wait time.Duration
+}
+
+func (l *late) Write(b []byte) (int, error) {
+	time.Sleep(l.wait)
+	l.wait = 0
+	return l.Buffer.Write(b)
+}
+
 func TestExec(t *testing.T) {
 	d := newDevice(t)
 	e := d.openWithImages()
@@ -253,6 +265,15 @@ func TestExec(t *testing.T) {
 		code, err := e.Exec(ctx, "c", engine.ExecSpec{Args: []string{"/bin/box", "fork", "print=x", "exit=0"}}, engine.Streams{Stdout: &out})
 		if err != nil || code != 0 || out.String() != "x\n" {
 			t.Errorf("code %d, err %v, output %q", code, err, &out)
+		}
+	})
+	t.Run("slow client", func(t *testing.T) {
+		// Less than the pipes hold: the process ends before the client takes any.
+		big := strings.Repeat("0123456789abcdef", 3<<10)
+		out := &late{wait: 3 * time.Second}
+		code, err := e.Exec(ctx, "c", engine.ExecSpec{Args: []string{"/bin/box", "cat"}}, engine.Streams{Stdin: strings.NewReader(big), Stdout: out})
+		if err != nil || code != 0 || out.String() != big {
+			t.Errorf("code %d, err %v, %d bytes of %d", code, err, out.Len(), len(big))
 		}
 	})
 	t.Run("not running", func(t *testing.T) {

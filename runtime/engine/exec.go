@@ -46,7 +46,7 @@ func (e *Engine) Exec(ctx context.Context, id string, spec ExecSpec, streams Str
 	if c.phase() != phaseRunning || s == nil {
 		return 0, fmt.Errorf("exec in container %s: %w", id, ErrNotRunning)
 	}
-	x := &execution{e: e, s: s, c: c, id: rand.Text(), spec: spec}
+	x := &execution{e: e, s: s, c: c, id: rand.Text(), spec: spec, began: time.Now()}
 	code, err := x.run(inNamespace(ctx), streams)
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", id, err)
@@ -62,8 +62,10 @@ type execution struct {
 	id   string
 	spec ExecSpec
 
-	moved  atomic.Int64 // when output last moved, Unix nanoseconds
-	copies sync.WaitGroup
+	began   time.Time
+	moved   atomic.Int64 // when output last moved, nanoseconds since began, by the monotonic clock
+	writing atomic.Int32 // how many streams wait for the client
+	copies  sync.WaitGroup
 }
 
 func (x *execution) run(ctx context.Context, streams Streams) (int, error) {
@@ -168,18 +170,18 @@ func (x *execution) copyOut(from *os.File, to io.Writer) {
 	if to == nil {
 		to = io.Discard
 	}
-	x.moved.Store(time.Now().UnixNano())
 	x.copies.Go(func() {
 		buf := copyBuffers.Get().(*[]byte)
 		defer copyBuffers.Put(buf)
 		for {
 			n, err := from.Read(*buf)
 			if n > 0 {
-				x.moved.Store(time.Now().UnixNano())
+				x.writing.Add(1)
 				if _, werr := to.Write((*buf)[:n]); werr != nil {
 					to = io.Discard // the process must not stop for a client that left
 				}
-				x.moved.Store(time.Now().UnixNano())
+				x.moved.Store(int64(time.Since(x.began)))
+				x.writing.Add(-1)
 			}
 			if err != nil {
 				return
@@ -218,8 +220,8 @@ func (x *execution) followSize(sizes <-chan Size, ended <-chan struct{}) {
 	}
 }
 
-// drain waits for the rest of the output, but not for a process in the background
-// that holds the pipe open and says nothing.
+// drain waits for the rest of the output, and for a client that is slow to take it, but
+// not for a process in the background that holds the pipe open and says nothing.
 func (x *execution) drain(ctx context.Context, io *execIO) {
 	done := make(chan struct{})
 	go func() {
@@ -228,9 +230,12 @@ func (x *execution) drain(ctx context.Context, io *execIO) {
 	}()
 	ended := time.Now()
 	for {
-		last := time.Unix(0, x.moved.Load())
+		last := x.began.Add(time.Duration(x.moved.Load()))
 		if last.Before(ended) {
 			last = ended
+		}
+		if x.writing.Load() > 0 {
+			last = time.Now()
 		}
 		wait := time.Until(last.Add(drainExec))
 		if wait <= 0 {
