@@ -18,6 +18,10 @@ const (
 	// maxForwards bounds queries that wait for upstream servers; more are
 	// refused with SERVFAIL at once. Each costs a socket and some 10 KB.
 	maxForwards = 256
+	// maxWaiting bounds queries that wait for an answer from outside, those for what
+	// another asked already among them; more get what is known of old, or SERVFAIL. Each
+	// costs a goroutine and some 10 KB.
+	maxWaiting = 1024
 	// upstreamTimeout is what one server gets before the next is asked:
 	// resolvers give up after 5 s, so there is time for two more.
 	upstreamTimeout = 1500 * time.Millisecond
@@ -39,9 +43,10 @@ const (
 
 // forwarder asks upstream servers.
 type forwarder struct {
-	cfg   *Config
-	slots chan struct{}
-	group singleflight.Group // one question at a time goes out once
+	cfg     *Config
+	slots   chan struct{}      // one for each question that is out
+	waiting chan struct{}      // one for each query that waits
+	group   singleflight.Group // one question at a time goes out once
 
 	mu        sync.Mutex // guards the following
 	upstreams []netip.AddrPort
@@ -61,7 +66,7 @@ type cached struct {
 }
 
 func newForwarder(cfg *Config) *forwarder {
-	return &forwarder{cfg: cfg, slots: make(chan struct{}, maxForwards), avoid: map[netip.AddrPort]time.Time{}, cache: map[string]*list.Element{}}
+	return &forwarder{cfg: cfg, slots: make(chan struct{}, maxForwards), waiting: make(chan struct{}, maxWaiting), avoid: map[netip.AddrPort]time.Time{}, cache: map[string]*list.Element{}}
 }
 
 // ask returns an answer from the cache or upstream, nil if there is none.
@@ -72,8 +77,15 @@ func (f *forwarder) ask(q *dns.Msg) *dns.Msg {
 		do = opt.Do()
 	}
 	key := fmt.Sprintf("%s/%d/%t/%t", strings.ToLower(question.Name), question.Qtype, do, q.CheckingDisabled)
-	if m, fresh := f.cached(key, time.Now()); fresh {
-		return m
+	old, fresh := f.cached(key, time.Now())
+	if fresh {
+		return old
+	}
+	select {
+	case f.waiting <- struct{}{}:
+		defer func() { <-f.waiting }()
+	default:
+		return old
 	}
 	v, _, _ := f.group.Do(key, func() (any, error) {
 		m := f.exchange(q)
