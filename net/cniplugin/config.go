@@ -16,7 +16,9 @@ const (
 	currentVersion = "1.1.0"
 	defaultBridge  = "edged-cni0"
 	// daemonBridge is not for us: the daemon would take our addresses off it.
-	daemonBridge    = "edged0"
+	daemonBridge = "edged0"
+	// tableName is the nftables table, not the daemon's, which goes with `edged reset`.
+	tableName       = "edged-cni"
 	defaultStateDir = "/run/edged-cni"
 )
 

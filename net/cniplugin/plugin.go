@@ -213,10 +213,15 @@ func (p *plugin) wantsMasquerade() bool { return p.c.Masquerade == nil || *p.c.M
 // masquerade makes the rules by which containers reach the outside, or none.
 // They do not depend on any container.
 func (p *plugin) masquerade() error {
-	table := nft.Open()
+	table, daemons := nft.OpenNamed(tableName), nft.Open()
 	defer table.Close()
+	defer daemons.Close()
 	sum := sha256.Sum256([]byte(p.c.Bridge))
 	section := "cni" + hex.EncodeToString(sum[:4])
+	// Where versions before had it.
+	if err := daemons.Drop(section); err != nil {
+		return err
+	}
 	rules := &nft.Ruleset{}
 	if p.wantsMasquerade() {
 		chain := nft.Chain{Name: section + "-postrouting", Base: &nft.Base{Type: "nat", Hook: "postrouting", Priority: nft.PrioritySrcNAT}}

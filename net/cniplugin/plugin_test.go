@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"edged/internal/netns/netnstest"
 	"edged/net/bridge"
 	"edged/net/cniplugin"
+	"edged/net/nft"
 )
 
 // TestMain is also the plugin, under its name.
@@ -88,6 +90,33 @@ func withPrev(t *testing.T, config string, prev map[string]any) string {
 		t.Fatal(err)
 	}
 	return strings.TrimSuffix(config, "}") + `,"prevResult":` + string(data) + "}"
+}
+
+// TestRulesOutliveTheDaemons: what the daemon's reset removes is not what containers of
+// other runtimes need; rules that a version before left with the daemon's go.
+func TestRulesOutliveTheDaemons(t *testing.T) {
+	config := network(t, "1.1.0", "")
+	one := netnstest.New(t)
+	host := netnstest.Host()
+	mustCall(t, config, "ADD", &one, "one")
+	own := func() string { return host.Run(t, "nft", "list", "table", "inet", "edged-cni") }
+	chain := regexp.MustCompile(`cni[0-9a-f]{8}-postrouting`).FindString(own())
+	if chain == "" || !strings.Contains(own(), "masquerade") {
+		t.Fatalf("no rules of masquerade:\n%s", own())
+	}
+	host.Run(t, "sh", "-c", "nft add table inet edged; nft add chain inet edged "+chain+"; nft add rule inet edged "+chain+" masquerade; nft add chain inet edged of-the-daemon")
+	mustCall(t, config, "ADD", &one, "one")
+	if daemons := host.Run(t, "nft", "list", "table", "inet", "edged"); strings.Contains(daemons, chain) || !strings.Contains(daemons, "of-the-daemon") {
+		t.Errorf("the daemon's table:\n%s", daemons)
+	}
+	table := nft.Open()
+	defer table.Close()
+	if err := table.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(own(), "masquerade") {
+		t.Errorf("gone with the daemon's:\n%s", own())
+	}
 }
 
 func TestLife(t *testing.T) {

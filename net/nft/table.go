@@ -64,9 +64,12 @@ type Table struct {
 
 // Open prepares access to the table in the network namespace of the caller's
 // thread. Nothing is asked of the kernel yet.
-func Open() *Table {
+func Open() *Table { return OpenNamed(TableName) }
+
+// OpenNamed is Open of a table for what does not go with the device's own.
+func OpenNamed(name string) *Table {
 	return &Table{
-		kernel:  &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet},
+		kernel:  &nftables.Table{Name: name, Family: nftables.TableFamilyINet},
 		applied: map[string]*Ruleset{},
 		markers: map[string]uint32{},
 	}
@@ -110,6 +113,28 @@ func (t *Table) applyLocked(section string, want *Ruleset) error {
 	}
 	t.markers[section] = next
 	return nil
+}
+
+// Drop removes a section if there is something of it.
+func (t *Table) Drop(section string) error {
+	t.mu.Lock()
+	conn, err := t.connect()
+	var chains []*nftables.Chain
+	if err == nil {
+		if chains, err = conn.ListChainsOfTableFamily(t.kernel.Family); err != nil {
+			t.disconnect()
+		}
+	}
+	t.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("nftables section %s: listing chains: %w", section, err)
+	}
+	if !slices.ContainsFunc(chains, func(c *nftables.Chain) bool {
+		return c.Table.Name == t.kernel.Name && strings.HasPrefix(c.Name, section+"-")
+	}) {
+		return nil
+	}
+	return t.Apply(section, &Ruleset{})
 }
 
 // Intact says whether the kernel still holds what was applied to a section last.
