@@ -1,7 +1,8 @@
 // Package openapi serves the descriptions of the API that clients read:
 // kubectl explain, kubectl apply and kubectl diff ask for them.
 //
-// It serves upstream's own documents (api/openapi-spec of k8s.io/kubernetes)
+// It serves upstream's own documents (api/openapi-spec of k8s.io/kubernetes, with
+// the values of fields, and without alpha features, as a kube-apiserver has them)
 // for the group versions that it is told are served, without building anything
 // at run time. It is not discovery, which package apiserver renders from the
 // table of kinds.

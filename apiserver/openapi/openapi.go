@@ -17,7 +17,9 @@ import (
 	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
-//go:embed spec
+// all: one document's name begins with a dot.
+//
+//go:embed all:spec
 var specs embed.FS
 
 // Media types of the documents. The dotted form is what clients before
@@ -70,7 +72,7 @@ func New(served func(groupVersion string) bool, extras ...Extra) (*Handler, erro
 	if err := json.Unmarshal(data, &h.hashes); err != nil {
 		return nil, fmt.Errorf("reading the embedded OpenAPI index: %w", err)
 	}
-	maps.DeleteFunc(h.hashes, func(path, _ string) bool { return isGroupVersion(path) && !served(path) || path == "logs" })
+	maps.DeleteFunc(h.hashes, func(path, _ string) bool { return isGroupVersion(path) && !served(path) })
 	groups := map[string]bool{}
 	for path := range h.hashes {
 		if group, _, ok := strings.Cut(strings.TrimPrefix(path, "apis/"), "/"); ok {

@@ -8,12 +8,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -29,26 +31,28 @@ var unstable = regexp.MustCompile(`v[0-9]+(alpha|beta)[0-9]+`)
 // compressed: every stable group version, and the v2 document of those.
 func upstreamSpecs(t *testing.T) map[string][]byte {
 	t.Helper()
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes").Output()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Version}} {{.Dir}}", "k8s.io/kubernetes").Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}
-	dir := filepath.Join(strings.TrimSpace(string(out)), "api/openapi-spec")
+	version, dir, _ := strings.Cut(strings.TrimSpace(string(out)), " ")
+	defs := definitions(t, filepath.Join(dir, "pkg/generated/openapi/zz_generated.openapi.go"))
+	dir = filepath.Join(dir, "api/openapi-spec")
 	specs := map[string][]byte{}
 	hashes := map[string]string{}
-	files, err := filepath.Glob(filepath.Join(dir, "v3/*_openapi.json"))
+	files, err := filepath.Glob(filepath.Join(dir, "v3/*_openapi.json")) // those that begin with a dot as well
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no documents in %s: %v", dir, err)
 	}
 	for _, f := range files {
 		name := strings.TrimSuffix(filepath.Base(f), "_openapi.json")
-		if unstable.MatchString(name) {
+		if unstable.MatchString(name) || unserved(name) {
 			continue
 		}
-		specs[name+".json"] = compact(t, read(t, f))
+		specs[name+".json"] = asServed(t, read(t, f), defs, version)
 		hashes[strings.ReplaceAll(name, "__", "/")] = hash(specs[name+".json"])
 	}
-	v2 := stableV2(t, read(t, filepath.Join(dir, "swagger.json")))
+	v2 := asServed(t, stableV2(t, read(t, filepath.Join(dir, "swagger.json"))), defs, version)
 	doc, err := openapi_v2.ParseDocument(v2)
 	if err != nil {
 		t.Fatal(err)
@@ -74,9 +78,15 @@ func stableV2(t *testing.T, data []byte) []byte {
 	}
 	paths := doc["paths"].(map[string]any)
 	for k := range paths {
-		if unstable.MatchString(k) {
+		if unstable.MatchString(k) || unserved(k) {
 			delete(paths, k)
 		}
+	}
+	if parameters, ok := doc["parameters"].(map[string]any); ok { // those of the paths that are left
+		used := string(mustMarshal(t, paths))
+		maps.DeleteFunc(parameters, func(name string, _ any) bool {
+			return !strings.Contains(used, `"#/parameters/`+name+`"`)
+		})
 	}
 	all, kept := doc["definitions"].(map[string]any), map[string]any{}
 	doc["definitions"] = kept
@@ -97,7 +107,66 @@ func stableV2(t *testing.T, data []byte) []byte {
 		}
 		todo = append(todo, references(t, all[name])...)
 	}
-	out, err := json.Marshal(doc)
+	return mustMarshal(t, doc)
+}
+
+// unserved tells the paths and documents of groups that have no stable version,
+// and of kube-apiserver's own log files.
+func unserved(name string) bool {
+	return strings.Contains(name, "internal.apiserver.k8s.io") || strings.Contains(name, "lifecycle.k8s.io") || strings.Trim(name, "/") == "logs" || strings.HasPrefix(name, "/logs/")
+}
+
+// asServed makes of a document of upstream's repository what its kube-apiserver
+// serves: that one is written with every alpha feature on, CBOR among them, without
+// the values that a field may have (hack/update-openapi-spec.sh), and as version
+// "unversioned".
+func asServed(t *testing.T, data []byte, defs map[string]*described, version string) []byte {
+	t.Helper()
+	var doc map[string]any
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	if err := dec.Decode(&doc); err != nil {
+		t.Fatal(err)
+	}
+	doc["info"].(map[string]any)["version"] = version
+	withoutCBOR(doc["paths"])
+	schemas, _ := doc["definitions"].(map[string]any)
+	if components, ok := doc["components"].(map[string]any); ok {
+		schemas, _ = components["schemas"].(map[string]any)
+	}
+	for name, s := range schemas {
+		if def, ok := defs[name]; ok {
+			def.describe(s.(map[string]any))
+		}
+	}
+	return mustMarshal(t, doc)
+}
+
+// withoutCBOR removes the media types of CBOR, which are keys and members of lists.
+func withoutCBOR(part any) {
+	isCBOR := func(v any) bool { s, ok := v.(string); return ok && strings.Contains(s, "cbor") }
+	switch part := part.(type) {
+	case map[string]any:
+		for k, v := range part {
+			if list, ok := v.([]any); ok {
+				part[k] = slices.DeleteFunc(list, isCBOR)
+			}
+			if isCBOR(k) {
+				delete(part, k)
+			} else {
+				withoutCBOR(v)
+			}
+		}
+	case []any:
+		for _, v := range part {
+			withoutCBOR(v)
+		}
+	}
+}
+
+func mustMarshal(t *testing.T, v any) []byte {
+	t.Helper()
+	out, err := json.Marshal(v)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +258,28 @@ func TestServe(t *testing.T) {
 	if doc.Components.Schemas["io.k8s.api.apps.v1.Deployment"] == nil {
 		t.Error("apps/v1 has no Deployment")
 	}
-	get(t, h, "/openapi/v2", nil, &map[string]any{})
+	var v2JSON struct {
+		Info        struct{ Version string }
+		Definitions map[string]struct {
+			Properties map[string]struct {
+				Enum        []string
+				Description string
+			}
+		}
+	}
+	get(t, h, "/openapi/v2", nil, &v2JSON)
+	policy := v2JSON.Definitions["io.k8s.api.core.v1.PodSpec"].Properties["restartPolicy"]
+	if !slices.Equal(policy.Enum, []string{"Always", "Never", "OnFailure"}) || !strings.Contains(policy.Description, "Possible enum values") {
+		t.Errorf("restartPolicy is described by %+v", policy)
+	}
+	if !strings.HasPrefix(v2JSON.Info.Version, "v1.") {
+		t.Errorf("the document is of version %q", v2JSON.Info.Version)
+	}
+	for path := range index.Paths {
+		if rec := get(t, h, "/openapi/v3/"+path, nil, &map[string]any{}); strings.Contains(rec.Body.String(), "cbor") {
+			t.Errorf("%s says that CBOR is taken", path)
+		}
+	}
 
 	rec := get(t, h, "/openapi/v2", http.Header{"Accept": {typeV2ProtoOlder}, "Accept-Encoding": {"gzip"}}, nil)
 	if got := rec.Header().Get("Content-Type"); got != typeV2Proto {
@@ -239,15 +329,6 @@ func read(t *testing.T, name string) []byte {
 		t.Fatal(err)
 	}
 	return b
-}
-
-func compact(t *testing.T, data []byte) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	if err := json.Compact(&b, data); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
 }
 
 func gunzip(t *testing.T, data []byte) []byte {
