@@ -43,6 +43,22 @@ func verbsOf(method string, one bool) []string {
 	return nil
 }
 
+// named says whether the path is of one object. A Name alone does not: lists that
+// select metadata.name have one too.
+func named(info *request.RequestInfo) bool { return len(info.Parts) > 1 }
+
+// routed reports whether upstream has a route for the path: objects of namespaces are
+// below one, others are not, and only proxies have something below a subresource.
+func (r *resource) routed(info *request.RequestInfo) bool {
+	switch {
+	case len(info.Parts) > 3 && !r.subs[info.Subresource].isProxy():
+		return false
+	case r.namespaced:
+		return info.Namespace != "" || !named(info)
+	}
+	return info.Namespace == "" || info.Resource == "namespaces" && named(info) && info.Name == info.Namespace
+}
+
 // allows is an error unless upstream has a route for the method at the path.
 func (r *resource) allows(method string, info *request.RequestInfo) error {
 	if r.kind != nil && r.kind.Custom != nil {
@@ -61,10 +77,10 @@ func (r *resource) allows(method string, info *request.RequestInfo) error {
 		}
 		return methodNotAllowed()
 	}
-	if r.review != nil && info.Name != "" {
+	if r.review != nil && named(info) {
 		return noSuchPath()
 	}
-	verbs := verbsOf(method, info.Name != "")
+	verbs := verbsOf(method, named(info))
 	if r.namespaced && info.Namespace == "" {
 		verbs = slices.DeleteFunc(verbs, func(v string) bool { return v != "list" && v != "watch" })
 	}

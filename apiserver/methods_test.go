@@ -13,21 +13,30 @@ func TestMethods(t *testing.T) {
 	const refused, gone = "the server does not allow this method on the requested resource", "the server could not find the requested resource"
 	const reviews = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 	for path, methods := range map[string]map[string]int{
-		"/version":                 {"GET": 200, "OPTIONS": 405, "PUT": 405},
-		"/api":                     {"GET": 200, "POST": 405},
-		"/apis":                    {"GET": 200, "DELETE": 200, "HEAD": 200},
-		"/apis/apps":               {"GET": 200, "OPTIONS": 200, "PUT": 200},
-		"/apis/apps/v1":            {"GET": 200, "PATCH": 405},
-		"/api/v1/pods":             {"GET": 200, "OPTIONS": 405, "POST": 405, "DELETE": 405},
-		podsPath:                   {"GET": 200, "OPTIONS": 405, "PUT": 405, "PATCH": 405},
-		podsPath + "/p":            {"GET": 404, "OPTIONS": 405, "POST": 405},
-		podsPath + "/p/status":     {"GET": 404, "DELETE": 405},
-		podsPath + "/p/binding":    {"GET": 405},
-		podsPath + "/p/none":       {"GET": 404, "OPTIONS": 404},
-		"/api/v1/namespaces//pods": {"GET": 200, "DELETE": 405},
-		"/api//v1/pods":            {"GET": 404},
-		"/api/v1/namespaces/default/services/none/proxy/": {"GET": 503},
-		"/apis/storage.k8s.io/v1/csinodes/none/status":    {"GET": 404, "DELETE": 405},
+		"/version":               {"GET": 200, "OPTIONS": 405, "PUT": 405},
+		"/api":                   {"GET": 200, "POST": 405},
+		"/apis":                  {"GET": 200, "DELETE": 200, "HEAD": 200},
+		"/apis/apps":             {"GET": 200, "OPTIONS": 200, "PUT": 200},
+		"/apis/apps/v1":          {"GET": 200, "PATCH": 405},
+		"/api/v1/pods":           {"GET": 200, "OPTIONS": 405, "POST": 405, "DELETE": 405},
+		podsPath:                 {"GET": 200, "OPTIONS": 405, "PUT": 405, "PATCH": 405},
+		podsPath + "/p":          {"GET": 404, "OPTIONS": 405, "POST": 405},
+		podsPath + "/p/status":   {"GET": 404, "DELETE": 405},
+		podsPath + "/p/binding":  {"GET": 405},
+		podsPath + "/p/none":     {"GET": 404, "OPTIONS": 404},
+		podsPath + "/p/status/y": {"GET": 404, "PUT": 404},
+		"/api/v1/pods/p":         {"GET": 404},
+		"/api/v1/watch/pods/p":   {"GET": 404},
+		"/api/v1/pods?fieldSelector=metadata.name%3Dp":                                       {"GET": 200, "DELETE": 405},
+		"/apis/rbac.authorization.k8s.io/v1/roles?fieldSelector=metadata.name%3Dp":           {"GET": 200},
+		"/apis/apps/v1/deployments?watch=1&timeoutSeconds=1&fieldSelector=metadata.name%3Dp": {"GET": 200},
+		"/api/v1/namespaces/default/nodes":                                                   {"GET": 404},
+		"/api/v1/namespaces/default/namespaces":                                              {"GET": 404},
+		"/api/v1/namespaces/default/status":                                                  {"GET": 200},
+		"/api/v1/namespaces//pods":                                                           {"GET": 200, "DELETE": 405},
+		"/api//v1/pods":                                                                      {"GET": 404},
+		"/api/v1/namespaces/default/services/none/proxy/":                                    {"GET": 503},
+		"/apis/storage.k8s.io/v1/csinodes/none/status":                                       {"GET": 404, "DELETE": 405},
 		reviews:         {"GET": 405, "OPTIONS": 405},
 		reviews + "/x":  {"GET": 404, "POST": 404},
 		"/apis/apps/v9": {"GET": 404},
@@ -42,7 +51,7 @@ func TestMethods(t *testing.T) {
 				said = "404 page not found"
 			case want == 405:
 				said = refused
-			case want == 404 && !strings.HasSuffix(path, "/p") && !strings.HasSuffix(path, "/status"):
+			case want == 404 && path != podsPath+"/p" && !strings.HasSuffix(path, "/status"):
 				said = gone
 			}
 			if code != want || !strings.Contains(text, said) {

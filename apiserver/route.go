@@ -26,7 +26,7 @@ func (s *Server) route(w http.ResponseWriter, req *http.Request, info *request.R
 	if !ok && s.others.serve(w, req) {
 		return
 	}
-	if !ok || res.namespaced && info.Namespace == "" && info.Name != "" {
+	if !ok || !res.routed(info) {
 		s.notFound(w, req)
 		return
 	}

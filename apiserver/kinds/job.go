@@ -42,6 +42,14 @@ func (jobStrategy) DefaultGarbageCollectionPolicy(context.Context) rest.GarbageC
 	return rest.OrphanDependents
 }
 
+// WarningsOnDelete: the policy above is not what most expect.
+func (jobStrategy) WarningsOnDelete(opts *metav1.DeleteOptions) []string {
+	if opts.PropagationPolicy != nil || opts.OrphanDependents != nil {
+		return nil
+	}
+	return []string{"child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"}
+}
+
 func (jobStrategy) PrepareForCreate(_ context.Context, obj runtime.Object) {
 	job := obj.(*batchapi.Job)
 	if !ptr.Deref(job.Spec.ManualSelector, false) {

@@ -37,12 +37,22 @@ func (serviceStrategy) AllowCreateOnUpdate(context.Context) bool { return true }
 
 func (serviceStrategy) PrepareForCreate(_ context.Context, obj runtime.Object) {
 	obj.(*api.Service).Status = api.ServiceStatus{}
+	dropInternalPolicy(obj.(*api.Service))
 }
 
 func (serviceStrategy) PrepareForUpdate(_ context.Context, obj, old runtime.Object) {
 	svc, was := obj.(*api.Service), old.(*api.Service)
 	svc.Status = was.Status
 	dropTypeDependentFields(svc, was)
+	dropInternalPolicy(svc)
+}
+
+// dropInternalPolicy: a name somewhere else has none. Upstream stores it and leaves it
+// out whenever a Service is read.
+func dropInternalPolicy(svc *api.Service) {
+	if svc.Spec.Type == api.ServiceTypeExternalName {
+		svc.Spec.InternalTrafficPolicy = nil
+	}
 }
 
 func (serviceStrategy) Validate(_ context.Context, obj runtime.Object) field.ErrorList {

@@ -186,9 +186,6 @@ func (a *allocator) fill(tx *registry.Tx, svc *api.Service, held []string) error
 			addr, err := netip.ParseAddr(ip)
 			if err == nil && !claimIn(ranges, tx, addr) {
 				err = errIPForeign
-				if len(ranges) > 0 {
-					err = fmt.Errorf("the provided IP (%v) is not in the valid range. The range of valid IPs is %v", addr, ranges[0].prefix)
-				}
 			}
 			if err == nil {
 				if _, taken := tx.Get(ipAddressResource, "", addr.String()); taken {
@@ -206,8 +203,14 @@ func (a *allocator) fill(tx *registry.Tx, svc *api.Service, held []string) error
 	return nil
 }
 
+// contains leaves out the network's own address and IPv4's broadcast address, of
+// which tiny ranges have none.
 func (r *addressRange) contains(addr netip.Addr) bool {
-	return r.prefix.Contains(addr) && addr != r.prefix.Addr()
+	if !r.prefix.Contains(addr) || addr == r.prefix.Addr() {
+		return false
+	}
+	tiny := r.prefix.Bits() >= addr.BitLen()-1
+	return addr.Is6() || tiny || r.prefix.Contains(addr.Next())
 }
 
 // rangesOf are the family's range that the cluster was made with and those of
@@ -418,7 +421,7 @@ func (p *portPicker) claim(port int32) error {
 	case slices.Contains(p.held, port):
 		return nil
 	case !p.inRange(port):
-		return fmt.Errorf("the provided port is not in the valid range. The range of valid ports is %d-%d", p.a.portFirst, p.a.last)
+		return fmt.Errorf("provided port is not in the valid range. The range of valid ports is %d-%d", p.a.portFirst, p.a.last)
 	case p.bits.Bit(int(port)-p.a.portFirst) == 1:
 		return errPortTaken
 	}

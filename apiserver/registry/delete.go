@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/apiserver/pkg/warning"
 	"k8s.io/utils/ptr"
 
 	"edged/apiserver/objcache"
@@ -56,8 +57,19 @@ func (r *Registry) Delete(ctx context.Context, gr schema.GroupResource, ns, name
 	return nil, false, apierrors.NewConflict(c.gr, name, errOptimisticLock)
 }
 
+// deletionWarner is a strategy that has something to say about how an object is
+// deleted.
+type deletionWarner interface {
+	WarningsOnDelete(opts *metav1.DeleteOptions) []string
+}
+
 // tryDelete makes one attempt from the state e. It owns opts.
 func (r *Registry) tryDelete(c *call, e *objcache.Entry, opts metav1.DeleteOptions) (runtime.Object, bool, error) {
+	if w, ok := c.kind.Strategy.(deletionWarner); ok {
+		for _, text := range w.WarningsOnDelete(&opts) {
+			warning.AddWarning(c.ctx, "", text)
+		}
+	}
 	attrs := r.attributes(c, admission.Delete, e.Object, nil, &opts, opts.DryRun)
 	if err := r.admit(c.ctx, attrs); err != nil {
 		return nil, false, err
