@@ -1,8 +1,12 @@
 package apiserver_test
 
 import (
+	"encoding/json"
+	"net/http"
 	"strings"
 	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 const (
@@ -83,4 +87,47 @@ func TestDeletionOfJobs(t *testing.T) {
 		{"DELETE", jobs + "?labelSelector=none", "", "", 200, "", "!"},
 		{"DELETE", jobs, "", "", 200, "", kept},
 	})
+}
+
+// TestWarningsAreWhole: a long text is cut only where all of them would be too much.
+func TestWarningsAreWhole(t *testing.T) {
+	const namespace = "/api/v1/namespaces/default"
+	pod := func(containers ...string) string {
+		for i, c := range containers {
+			containers[i] = `{"name":"` + c + `","image":"i"}`
+		}
+		return `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[` + strings.Join(containers, ",") + `]}}`
+	}
+	e := newEnv(t, nil)
+	e.converse([]exchange{
+		{"PATCH", namespace, mergePatch, `{"metadata":{"labels":{"pod-security.kubernetes.io/warn":"restricted"}}}`, 200, "", ""},
+		{"POST", namespace + "/pods?dryRun=All", jsonBody, pod("c"), 201, "", `must set securityContext.seccompProfile.type to "RuntimeDefault" or "Localhost")`},
+	})
+}
+
+// TestSystemPriorityClasses stay.
+func TestSystemPriorityClasses(t *testing.T) {
+	const classes = "/apis/scheduling.k8s.io/v1/priorityclasses"
+	e := newEnv(t, nil)
+	e.converse([]exchange{
+		{"DELETE", classes + "/system-node-critical", "", "", 403, "this is a system priority class and cannot be deleted", ""},
+		{"POST", classes, jsonBody, `{"apiVersion":"scheduling.k8s.io/v1","kind":"PriorityClass","metadata":{"name":"own"},"value":1}`, 201, "", ""},
+		{"DELETE", classes + "/own", "", "", 200, "", ""},
+	})
+}
+
+// TestDefinitionColumns are those that kubectl get crd shows.
+func TestDefinitionColumns(t *testing.T) {
+	e := newEnv(t, nil)
+	resp := e.do(e.admin(), "GET", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", http.Header{"Accept": {"application/json;as=Table;v=v1;g=meta.k8s.io"}})
+	defer resp.Body.Close()
+	var table metav1.Table
+	must(t, json.NewDecoder(resp.Body).Decode(&table))
+	var names []string
+	for _, c := range table.ColumnDefinitions {
+		names = append(names, c.Name)
+	}
+	if got, want := strings.Join(names, " "), "Name Scope Versions Created At Group Kind ShortNames Established"; got != want {
+		t.Errorf("columns %s, want %s", got, want)
+	}
 }

@@ -48,7 +48,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		defer cancel()
 		req = req.WithContext(ctx)
 	}
-	req, err = s.identify(req)
+	req, err = s.identify(req, info)
 	if err != nil {
 		s.respondError(w, req, err)
 		return

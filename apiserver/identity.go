@@ -3,13 +3,10 @@ package apiserver
 import (
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apiserver/pkg/authentication/serviceaccount"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/request"
@@ -19,7 +16,7 @@ import (
 
 // identify finds out who sends the request and whom they act for, and puts
 // that user into its context.
-func (s *Server) identify(req *http.Request) (*http.Request, error) {
+func (s *Server) identify(req *http.Request, info *request.RequestInfo) (*http.Request, error) {
 	resp, ok, err := s.authn.AuthenticateRequest(req)
 	if err != nil || !ok {
 		if err != nil {
@@ -27,115 +24,11 @@ func (s *Server) identify(req *http.Request) (*http.Request, error) {
 		}
 		return req, apierrors.NewUnauthorized("Unauthorized")
 	}
-	u, err := s.impersonate(req, resp.User)
+	u, err := s.impersonate(req, info, resp.User)
 	if err != nil {
 		return req, err
 	}
 	return req.WithContext(registry.WithUser(req.Context(), u)), nil
-}
-
-// impersonate returns the user that the Impersonate-* headers ask to act as,
-// if the caller may, and removes the headers.
-func (s *Server) impersonate(req *http.Request, caller user.Info) (user.Info, error) {
-	who, err := parseImpersonation(req.Header)
-	if err != nil {
-		return nil, err
-	}
-	if who == nil {
-		return caller, nil
-	}
-	for _, attrs := range who.checks {
-		attrs.User, attrs.Verb, attrs.ResourceRequest = caller, "impersonate", true
-		decision, reason, err := s.authz.Authorize(req.Context(), attrs)
-		if err != nil || decision != authorizer.DecisionAllow {
-			return nil, forbidden(attrs, reason)
-		}
-	}
-	for name := range req.Header {
-		if strings.HasPrefix(name, "Impersonate-") {
-			req.Header.Del(name)
-		}
-	}
-	return who.user(), nil
-}
-
-// impersonation is a parsed set of Impersonate-* headers.
-type impersonation struct {
-	name, uid       string
-	groups          []string
-	groupsSpecified bool
-	extra           map[string][]string
-	checks          []authorizer.AttributesRecord // each must be allowed
-}
-
-func parseImpersonation(h http.Header) (*impersonation, error) {
-	who := &impersonation{extra: map[string][]string{}}
-	who.name, who.uid = h.Get(authenticationv1.ImpersonateUserHeader), h.Get(authenticationv1.ImpersonateUIDHeader)
-	who.groups = append(who.groups, h[authenticationv1.ImpersonateGroupHeader]...)
-	who.groupsSpecified = len(who.groups) > 0
-	for name, values := range h {
-		key, ok := strings.CutPrefix(name, authenticationv1.ImpersonateUserExtraHeaderPrefix)
-		if !ok {
-			continue
-		}
-		key = strings.ToLower(key)
-		if unescaped, err := url.PathUnescape(key); err == nil {
-			key = unescaped
-		}
-		who.extra[key] = append(who.extra[key], values...)
-	}
-	if who.name == "" {
-		if who.groupsSpecified || who.uid != "" || len(who.extra) > 0 {
-			asked := &user.DefaultInfo{UID: who.uid, Groups: h[authenticationv1.ImpersonateGroupHeader], Extra: who.extra}
-			return nil, apierrors.NewBadRequest(fmt.Sprintf("requested %#v without impersonating a user name", asked))
-		}
-		return nil, nil
-	}
-	who.collectChecks()
-	return who, nil
-}
-
-func (who *impersonation) collectChecks() {
-	add := func(a authorizer.AttributesRecord) { who.checks = append(who.checks, a) }
-	if ns, name, err := serviceaccount.SplitUsername(who.name); err == nil {
-		add(authorizer.AttributesRecord{Resource: "serviceaccounts", Namespace: ns, Name: name})
-		if !who.groupsSpecified {
-			who.groups = serviceaccount.MakeGroupNames(ns)
-		}
-	} else {
-		add(authorizer.AttributesRecord{Resource: "users", Name: who.name})
-	}
-	if who.groupsSpecified {
-		for _, g := range who.groups {
-			add(authorizer.AttributesRecord{Resource: "groups", Name: g})
-		}
-	}
-	gv := authenticationv1.SchemeGroupVersion
-	for key, values := range who.extra {
-		for _, v := range values {
-			add(authorizer.AttributesRecord{APIGroup: gv.Group, APIVersion: gv.Version, Resource: "userextras", Subresource: key, Name: v})
-		}
-	}
-	if who.uid != "" {
-		add(authorizer.AttributesRecord{APIGroup: gv.Group, APIVersion: gv.Version, Resource: "uids", Name: who.uid})
-	}
-}
-
-// user completes the groups: everybody is either authenticated or not.
-func (who *impersonation) user() user.Info {
-	group := user.AllAuthenticated
-	if who.name == user.Anonymous {
-		group = user.AllUnauthenticated
-	}
-	groups := who.groups
-	has := false
-	for _, g := range groups {
-		has = has || g == user.AllUnauthenticated || (g == user.AllAuthenticated && group == user.AllAuthenticated)
-	}
-	if !has {
-		groups = append(groups, group)
-	}
-	return &user.DefaultInfo{Name: who.name, UID: who.uid, Groups: groups, Extra: who.extra}
 }
 
 // authorize refuses what the user may not do.

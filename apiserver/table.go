@@ -8,6 +8,8 @@ import (
 	"time"
 
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions"
+	"k8s.io/apiextensions-apiserver/pkg/registry/customresourcedefinition/tableconvertor"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -43,6 +45,9 @@ func (p *printer) rows(obj runtime.Object) (*metav1.Table, error) {
 		}
 	}
 	internal, err := codec.ToInternal(obj)
+	if definition, ok := internal.(*apiextensions.CustomResourceDefinition); ok {
+		return definitionTables.ConvertToTable(context.Background(), definition, nil)
+	}
 	if err == nil {
 		t, err := p.tables.GenerateTable(internal, printers.GenerateOptions{Wide: true})
 		if err == nil {
@@ -51,6 +56,10 @@ func (p *printer) rows(obj runtime.Object) (*metav1.Table, error) {
 	}
 	return defaultTable(obj)
 }
+
+// definitionTables are upstream's for CustomResourceDefinitions, which its printers do
+// not know.
+var definitionTables = tableconvertor.New()
 
 // custom prints an object that a CustomResourceDefinition describes.
 func (p *printer) custom(u *unstructured.Unstructured) (*metav1.Table, error) {

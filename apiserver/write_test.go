@@ -2,6 +2,7 @@ package apiserver_test
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net/http"
@@ -190,7 +191,7 @@ func TestImpersonation(t *testing.T) {
 	}
 	eve := e.config("eve")
 	eve.Impersonate = rest.ImpersonationConfig{UserName: "bob"}
-	const want = `users "bob" is forbidden: User "eve" cannot impersonate resource "users" in API group "" at the cluster scope`
+	const want = `selfsubjectreviews.authentication.k8s.io is forbidden: User "eve" cannot impersonate-on:user-info:create resource "selfsubjectreviews" in API group "authentication.k8s.io" at the cluster scope`
 	if _, err := whoami(eve); err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
@@ -199,6 +200,38 @@ func TestImpersonation(t *testing.T) {
 	must(t, err)
 	if u.Username != "bob" {
 		t.Errorf("acting as %+v", u)
+	}
+}
+
+// TestConstrainedImpersonation: who may act as another in one respect may in no other.
+func TestConstrainedImpersonation(t *testing.T) {
+	e := newEnv(t, nil)
+	ctx := context.Background()
+	e.allow("eve", "impersonate:user-info", "users")
+	e.allow("eve", "impersonate:arbitrary-node", "nodes")
+	e.allow("eve", "impersonate-on:user-info:list", "pods")
+	e.allow("eve", "impersonate-on:arbitrary-node:create", "selfsubjectreviews")
+	e.allow("bob", "list", "pods")
+	e.allow("bob", "list", "secrets")
+	eve := e.config("eve")
+	eve.Impersonate = rest.ImpersonationConfig{UserName: "bob"}
+	_, err := e.clientset(eve).CoreV1().Pods("default").List(ctx, metav1.ListOptions{})
+	must(t, err)
+	if _, err := e.clientset(eve).CoreV1().Secrets("default").List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "cannot impersonate-on:user-info:list") {
+		t.Errorf("secrets as bob: %v", err)
+	}
+	eve.Impersonate = rest.ImpersonationConfig{UserName: "bob", Groups: []string{"system:masters"}}
+	if _, err := e.clientset(eve).CoreV1().Pods("default").List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "impersonating the system:masters group is not allowed") {
+		t.Errorf("as system:masters: %v", err)
+	}
+	eve.Impersonate = rest.ImpersonationConfig{UserName: "system:node:n"}
+	r, err := e.clientset(eve).AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	must(t, err)
+	if got := fmt.Sprint(r.Status.UserInfo.Groups); got != "[system:nodes system:authenticated]" {
+		t.Errorf("groups of a node: %s", got)
+	}
+	if _, err := e.clientset(eve).CoreV1().Pods("default").List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("pods as a node: %v", err)
 	}
 }
 
@@ -213,6 +246,11 @@ func TestTokens(t *testing.T) {
 	must(t, err)
 	tr, err := accounts.CreateToken(ctx, "robot", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
 	must(t, err)
+	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(tr.Status.Token, ".")[1])
+	must(t, err)
+	if !strings.Contains(string(payload), `"aud":["`+issuer+`"]`) {
+		t.Errorf("the audience is no list: %s", payload)
+	}
 	cfg := rest.AnonymousClientConfig(e.admin())
 	cfg.BearerToken = tr.Status.Token
 	robot := e.clientset(cfg)

@@ -244,7 +244,6 @@ func (i *Issuer) sign(sa *corev1.ServiceAccount, b binding, audiences []string, 
 	public := jwt.Claims{
 		Issuer:    i.issuer,
 		Subject:   serviceaccount.MakeUsername(sa.Namespace, sa.Name),
-		Audience:  audiences,
 		IssuedAt:  jwt.NewNumericDate(now),
 		NotBefore: jwt.NewNumericDate(now),
 		Expiry:    jwt.NewNumericDate(now.Add(time.Duration(lifetime) * time.Second)),
@@ -264,7 +263,12 @@ func (i *Issuer) sign(sa *corev1.ServiceAccount, b binding, audiences []string, 
 	if warnAfter != 0 {
 		private.Kubernetes.WarnAfter = jwt.NewNumericDate(now.Add(time.Duration(warnAfter) * time.Second))
 	}
-	return jwt.Signed(i.signer).Claims(private).Claims(public).Serialize()
+	// A list also if it is one, as in Kubernetes' tokens: there are readers that take
+	// no string. jwt.Audience would be one.
+	whom := struct {
+		Audience []string `json:"aud"`
+	}{audiences}
+	return jwt.Signed(i.signer).Claims(private).Claims(public).Claims(whom).Serialize()
 }
 
 // newUUID returns a random UUID (RFC 9562 version 4).

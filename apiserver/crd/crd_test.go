@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -261,6 +262,29 @@ func TestVersionsWithoutConversion(t *testing.T) {
 	p.must(err)
 	if old.GetObjectKind().GroupVersionKind().Version != "v1beta1" || u.GetAPIVersion() != "example.com/v1" {
 		t.Errorf("shown as %v, changed to %s", old, u.GetAPIVersion())
+	}
+}
+
+// TestDocument: operations are named as upstream names them, and every schema that is
+// referred to is there.
+func TestDocument(t *testing.T) {
+	p := newPlace(t, nil)
+	p.define()
+	data, err := p.m.Document(t.Context(), "apis/example.com/v1")
+	p.must(err)
+	for _, id := range []string{"readExampleComV1NamespacedWidget", "readExampleComV1NamespacedWidgetScale", "listExampleComV1WidgetForAllNamespaces", "deleteExampleComV1CollectionNamespacedWidget", "createExampleComV1NamespacedWidget"} {
+		if !strings.Contains(string(data), `"operationId":"`+id+`"`) {
+			t.Errorf("no operation %s", id)
+		}
+	}
+	var doc struct {
+		Components struct{ Schemas map[string]any }
+	}
+	p.must(json.Unmarshal(data, &doc))
+	for _, m := range regexp.MustCompile(`"#/components/schemas/([^"]+)"`).FindAllStringSubmatch(string(data), -1) {
+		if doc.Components.Schemas[m[1]] == nil {
+			t.Errorf("no schema %s", m[1])
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	structuralschema "k8s.io/apiextensions-apiserver/pkg/apiserver/schema"
@@ -28,6 +29,12 @@ type flavour struct {
 var (
 	v2 = flavour{legacy: true, refs: "#/definitions/"}
 	v3 = flavour{refs: "#/components/schemas/"}
+)
+
+// The schema of a scale, and the document that has it.
+const (
+	scaleModel    = "io.k8s.api.autoscaling.v1.Scale"
+	scaleDocument = "apis/apps/v1"
 )
 
 const metaPackage = "io.k8s.apimachinery.pkg.apis.meta.v1."
@@ -187,11 +194,20 @@ func (m *Manager) Document(_ context.Context, path string) ([]byte, error) {
 		return nil, err
 	}
 	maps.DeleteFunc(all, func(name string, _ *spec.Schema) bool { return !strings.HasPrefix(name, "io.k8s.apimachinery.") })
+	scales, err := openapi.Schemas(scaleDocument)
+	if err != nil {
+		return nil, err
+	}
 	paths := map[string]any{}
 	for _, r := range rows {
 		defs, err := r.model.definitions(version, v3)
 		if err != nil {
 			return nil, err
+		}
+		if sub := r.model.version(version).Subresources; sub != nil && sub.Scale != nil {
+			for _, name := range []string{scaleModel, scaleModel + "Spec", scaleModel + "Status"} {
+				all[name] = scales[name]
+			}
 		}
 		maps.Copy(all, defs)
 		r.model.paths(version, v3, paths)
@@ -268,9 +284,9 @@ func (m *model) paths(version string, f flavour, into map[string]any) {
 	if sub == nil {
 		return
 	}
-	for name, schema := range map[string]string{"status": kind, "scale": "io.k8s.api.autoscaling.v1.Scale"} {
-		if name == "status" && sub.Status == nil || name == "scale" && (sub.Scale == nil || !f.legacy) {
-			continue // the scale's schema is in another document of version 3
+	for name, schema := range map[string]string{"status": kind, "scale": scaleModel} {
+		if name == "status" && sub.Status == nil || name == "scale" && sub.Scale == nil {
+			continue
 		}
 		title := strings.ToUpper(name[:1]) + name[1:]
 		into[root+"/{name}/"+name] = m.path(version, f, item,
@@ -302,9 +318,11 @@ func (m *model) operation(version string, f flavour, o operation) map[string]any
 		parameters = append(parameters, f.parameter("query", name))
 	}
 	id := strings.ReplaceAll(m.group, ".", " ")
+	first, rest, _ := strings.Cut(id, " ")
+	verb := strings.IndexFunc(o.id, unicode.IsUpper) // upstream puts group and version after it
 	op := map[string]any{
-		"operationId": o.id[:len(o.action)] + strings.ReplaceAll(titles(id+" "+version), " ", "") + o.id[len(o.action):],
-		"tags":        []string{strings.ReplaceAll(m.group, ".", "") + "_" + version}, "x-kubernetes-action": o.action,
+		"operationId": o.id[:verb] + strings.ReplaceAll(titles(id+" "+version), " ", "") + o.id[verb:],
+		"tags":        []string{first + strings.ReplaceAll(titles(rest), " ", "") + "_" + version}, "x-kubernetes-action": o.action,
 		"x-kubernetes-group-version-kind": map[string]any{"group": m.group, "version": version, "kind": m.crd.Spec.Names.Kind},
 	}
 	codes := []string{"200"}

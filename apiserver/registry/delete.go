@@ -29,6 +29,11 @@ func (r *Registry) Delete(ctx context.Context, gr schema.GroupResource, ns, name
 	if err != nil {
 		return nil, false, err
 	}
+	if c.kind.Keeps != nil {
+		if err := c.kind.Keeps(name); err != nil {
+			return nil, false, err
+		}
+	}
 	key := c.kind.key(c.ns, name)
 	isFresh := false
 	for races := 0; races < maxRaces; {

@@ -80,6 +80,8 @@ type Kind struct {
 	// ShouldDelete refuses, if it returns false, the deletion of an object
 	// whose last finalizer an update removed.
 	ShouldDelete func(obj runtime.Object) bool
+	// Keeps is an error for a name that nobody may delete; nil if there is none.
+	Keeps func(name string) error
 	// BeforeDelete says how a deletion goes on; it sees a private copy of the
 	// object, which it changes for DeleteMark. nil: DeleteGo.
 	BeforeDelete func(obj runtime.Object, now metav1.Time) DeleteStep
