@@ -44,6 +44,7 @@ func (jobStrategy) DefaultGarbageCollectionPolicy(context.Context) rest.GarbageC
 
 // WarningsOnDelete: the policy above is not what most expect.
 func (jobStrategy) WarningsOnDelete(opts *metav1.DeleteOptions) []string {
+	//lint:ignore SA1019 clients still send OrphanDependents
 	if opts.PropagationPolicy != nil || opts.OrphanDependents != nil {
 		return nil
 	}
