@@ -158,7 +158,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 		if err == nil {
 			said = r.say(said)
 		}
-		if r.unready != nil {
+		if err != nil || r.unready != nil {
 			t.Reset(lookAgain)
 		} else {
 			t.Reset(lookEvery)
