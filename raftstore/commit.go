@@ -11,7 +11,7 @@ import (
 // commitLazily writes the applied state to bbolt when there is much of it.
 func (n *node) commitLazily() {
 	ctx := n.ctx
-
+	failing := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -27,7 +27,10 @@ func (n *node) commitLazily() {
 					continue
 				}
 			}
-			n.log.Error("the applied state was not written; the log still holds it", "err", err)
+			if !failing {
+				n.log.Error("the applied state is not written; the log still holds it", "err", err)
+			}
+			failing = true
 			if n.db.Pending() > maxPendingBytes {
 				n.full.Store(true)
 			}
@@ -37,6 +40,10 @@ func (n *node) commitLazily() {
 			case <-time.After(retryFull):
 			}
 			continue
+		}
+		if failing {
+			failing = false
+			n.log.Info("the applied state is written again")
 		}
 		n.full.Store(false)
 		select {

@@ -34,7 +34,7 @@ func (s *Store) forget() {
 		case <-s.db.Compacting():
 		case <-next:
 		}
-		if s.db.Pending() > commitBytes {
+		if s.db.Pending() > commitBytes && !s.node.low.Load() {
 			s.node.wish() // and no further until that is done
 			more = true
 		} else {
@@ -55,5 +55,9 @@ func (s *Store) waitCompacted(ctx context.Context, at int64) error {
 		}
 		return err
 	}
-	return s.db.Commit()
+	// Without room the log holds what was forgotten, until there is some.
+	if err := s.db.Commit(); err != nil && !noRoom(err) {
+		return err
+	}
+	return nil
 }
