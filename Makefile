@@ -132,6 +132,10 @@ test-ten: build kubectl ## ten devices, one cluster: 90 s, 1 GB of memory
 test-cluster: build kubectl ## devices on subnets of their own, beside firewalls, removed and back: 5 minutes
 	EDGED_CLUSTER=1 go test -count=1 -v -run 'TestSubnets$$|TestBesideOthers$$|TestComeBack$$' ./test/e2e
 
+.PHONY: test-chaos
+test-chaos: build kubectl ## five devices and whatever may befall them, in random order: make test-chaos [MINUTES=15] [SEED=n]
+	EDGED_CHAOS=$(or $(MINUTES),15) EDGED_SEED=$(SEED) go test -count=1 -v -timeout 24h -run 'TestChaos$$' ./test/e2e
+
 .PHONY: test-fleet
 test-fleet: deps kubectl ## three emulated machines with the same card become a cluster: make test-fleet [FLEET=lose|upgrade]
 	CUTS= FLEET=$(or $(FLEET),1) bash .ci/test-image.sh

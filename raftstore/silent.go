@@ -27,9 +27,10 @@ type Silence struct {
 // each other member. It is owned by the node's goroutine. Ticks do not pass while this
 // member itself stands still.
 type silences struct {
-	of   map[uint64]*silentFor
-	told []uint64
-	led  bool
+	of    map[uint64]*silentFor
+	told  []uint64
+	led   bool
+	alone bool
 }
 
 type silentFor struct {
@@ -69,6 +70,10 @@ func (n *node) listen() {
 		}
 	}
 	s.led = leads
+	if alone := leads && len(silent) > 0 && len(silent) == len(members.Members)-1; alone != s.alone {
+		s.alone = alone
+		n.cfg.alone(alone)
+	}
 	if !leads {
 		if len(s.told) > 0 {
 			s.told = nil

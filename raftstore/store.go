@@ -135,6 +135,9 @@ type Network struct {
 	// Answer answers what another member asks with [Store.Ask]; from is 0 for who
 	// is not a member. nil answers nothing.
 	Answer func(from uint64, body []byte) ([]byte, error)
+	// Alone is told, on the member that leads, when it begins and ceases to hear of no
+	// other, which only one that alone has the vote bears. It must not block. May be nil.
+	Alone func(bool)
 	// Silence is told, on every member that is not silent itself, of those that are,
 	// seconds before anybody takes them for gone. It must not wait. nil tells nobody.
 	Silence func(Silence)
@@ -497,6 +500,9 @@ func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {
 	}
 	if s.cfg.Network != nil && s.cfg.Network.Silence != nil {
 		cfg.silence = s.tellSilence
+		if cfg.alone = s.cfg.Network.Alone; cfg.alone == nil {
+			cfg.alone = func(bool) {}
+		}
 	}
 	s.node, err = newNode(cfg, s.db, log, content, s.log)
 	return err

@@ -70,16 +70,7 @@ func (d *Discovery) Serve(ctx context.Context, m Member) error {
 		return err
 	}
 	self := Announcement{ID: m.Device.ID, Cluster: d.cfg.Name, Port: m.Device.Port, PeerPort: m.PeerPort, Member: m.MemberID}
-	b := newBeacon(d.cfg.Name, key, func() Announcement { return self }, func(a Announcement) {
-		if a.Member == 0 || a.Member == m.MemberID {
-			return
-		}
-		addrs := make([]netip.AddrPort, 0, len(a.Addrs))
-		for _, ip := range a.Addrs {
-			addrs = append(addrs, netip.AddrPortFrom(ip, a.PeerPort))
-		}
-		m.Found(a.Member, addrs)
-	}, d.log)
+	b := newBeacon(d.cfg.Name, key, func() Announcement { return self }, heardOf(m.MemberID, m.Found), d.log)
 	d.mu.Lock()
 	d.member, d.beacon = &m, b
 	d.mu.Unlock()

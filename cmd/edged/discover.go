@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -23,11 +21,12 @@ import (
 )
 
 const (
-	discoveryMDNS = "mdns"
-	discoveryNone = "none"
+	discoveryMDNS    = "mdns"
+	discoveryMembers = "members"
+	discoveryNone    = "none"
 
 	// askFirst and askMost are the pauses between the questions of a member that
-	// knows no leader where the others are.
+	// is without the others where they are.
 	askFirst = 5 * time.Second
 	askMost  = 5 * time.Minute
 )
@@ -42,14 +41,14 @@ func (c *config) validateDiscovery() error {
 		}
 	}
 	switch c.discovery {
-	case discoveryNone:
+	case discoveryMembers, discoveryNone:
 		if c.bootstrapExpect > 1 {
 			return misusef("--bootstrap-expect: devices do not find each other without --discovery mdns")
 		}
 		return nil
 	case discoveryMDNS:
 	default:
-		return misusef("--discovery: %q is not mdns or none", c.discovery)
+		return misusef("--discovery: %q is not mdns, members or none", c.discovery)
 	}
 	if c.clusterName == "" || c.clusterSecretFile == "" {
 		return misusef("--discovery mdns: --cluster-name and --cluster-secret-file are needed, the same on all devices")
@@ -152,8 +151,7 @@ func (d *device) runDiscovery(ctx context.Context) error {
 	c, self := d.cfg, d.cluster.Device
 	if self == (discovery.ID{}) {
 		// It did not come to the cluster by discovery.
-		sum := sha256.Sum256(binary.BigEndian.AppendUint64([]byte("edged member "), d.store.MemberID()))
-		self = discovery.ID(sum[:len(self)])
+		self = discovery.MemberID(d.store.MemberID())
 	}
 	err := d.discovery.Serve(ctx, discovery.Member{
 		Device:  discovery.Device{ID: self, Name: c.nodeName, PeerURLs: d.peerURLs(), Port: c.parsed.api.Port()},
@@ -166,13 +164,7 @@ func (d *device) runDiscovery(ctx context.Context) error {
 			}
 			return answer, err
 		},
-		Found: func(member uint64, addrs []netip.AddrPort) {
-			urls := make([]string, 0, len(addrs))
-			for _, a := range addrs {
-				urls = append(urls, "https://"+a.String())
-			}
-			d.store.FoundAt(member, urls)
-		},
+		Found: d.memberFound,
 	})
 	if err != nil && ctx.Err() == nil {
 		d.log.Error("this device is not found by others", "err", err)
@@ -180,31 +172,104 @@ func (d *device) runDiscovery(ctx context.Context) error {
 	return nil
 }
 
-// seekMembers asks on the links where the other members are while there is no
-// leader: all may have other addresses. It sleeps while there is one.
+// memberFound takes where another member said that it is.
+func (d *device) memberFound(member uint64, addrs []netip.AddrPort) {
+	urls := make([]string, 0, len(addrs))
+	for _, a := range addrs {
+		urls = append(urls, "https://"+a.String())
+	}
+	d.store.FoundAt(member, urls)
+}
+
+// setAlone is told by the store.
+func (d *device) setAlone(alone bool) {
+	if d.alone.Store(alone); alone {
+		select {
+		case d.left <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// without is whether this member is without the others: it knows no leader, or leads
+// and hears of nobody.
+func (d *device) without() bool { return d.store.Leader() == 0 || d.alone.Load() }
+
+// seekMembers looks for the others on the links while this member is without them: all
+// may have other addresses. It sleeps while it is not.
 func (d *device) seekMembers(ctx context.Context) error {
-	if d.discovery == nil {
+	if d.cfg.discovery == discoveryNone {
 		return nil
 	}
-	for pause := askFirst; ; {
+	lost := d.store.LeaderLost()
+	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-d.store.Done():
 			return nil
-		case <-d.store.LeaderLost():
+		case <-lost:
+			lost = nil
+		case <-d.left:
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(pause):
+		case <-time.After(askFirst):
 		}
-		if d.store.Leader() != 0 {
-			pause = askFirst
-			continue
+		if d.without() {
+			if err := d.seek(ctx); err != nil && ctx.Err() == nil {
+				d.log.Error("the other devices are not looked for", "err", err)
+			}
 		}
-		d.discovery.Ask()
-		pause = min(2*pause, askMost)
+		if lost == nil {
+			lost = d.store.LeaderLost()
+		}
+	}
+}
+
+// seek asks where the others are until this member is not without them any more.
+func (d *device) seek(ctx context.Context) error {
+	if d.discovery != nil {
+		d.askMembers(ctx, d.discovery.Ask)
+		return nil
+	}
+	shared, err := d.identity.Share()
+	if err != nil {
+		return err
+	}
+	seeker, err := discovery.NewSeeker(discovery.Lost{
+		Cluster: d.store.ClusterID(), Member: d.store.MemberID(), Port: d.cfg.parsed.api.Port(), PeerPort: d.cfg.parsed.peer.Port(),
+		Key: shared.ServiceAccountKey, Found: d.memberFound, Logger: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- seeker.Run(ctx) }()
+	d.askMembers(ctx, seeker.Ask)
+	cancel()
+	return <-done
+}
+
+// askMembers calls ask, with growing pauses, until this member is not without the
+// others any more.
+func (d *device) askMembers(ctx context.Context, ask func()) {
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	for next, pause := time.Now(), askFirst; d.without(); {
+		if now := time.Now(); !now.Before(next) {
+			ask()
+			next, pause = now.Add(pause), min(2*pause, askMost)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.store.Done():
+			return
+		case <-look.C:
+		}
 	}
 }
 

@@ -66,7 +66,7 @@ func runRun(ctx context.Context, e env) error {
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: c.parsed.logLevel}))
 	routeKlog(log)
 	d := &device{
-		cfg: &c, log: log, announcer: announce.New(log), started: time.Now(), restart: make(chan struct{}, 1),
+		cfg: &c, log: log, announcer: announce.New(log), started: time.Now(), restart: make(chan struct{}, 1), left: make(chan struct{}, 1),
 		node: nodeHandler{wait: runtimeWait},
 	}
 	defer d.close()
@@ -103,18 +103,22 @@ type device struct {
 	cluster  *clusterFile
 	// discovery finds other devices; nil if it is not wanted.
 	discovery *discovery.Discovery
-	kubelets  *http.Transport // to the kubelet APIs of the others
-	store     *raftstore.Store
-	seals     *seal.Keys // of the Secrets in the store
-	registry  *registry.Registry
-	access    access
-	custom    *crd.Manager
-	api       *apiserver.Server
-	events    *recorder.Recorder
-	engine    *engine.Engine
-	cni       *cni.Network // in the bridge's place, or nil
-	node      nodeHandler  // the kubelet API, once the agent runs
-	shared    nodeHandler  // images for other devices, once there is an engine
+	// alone is whether this device leads and hears of no other, and left is told when
+	// that begins.
+	alone    atomic.Bool
+	left     chan struct{}
+	kubelets *http.Transport // to the kubelet APIs of the others
+	store    *raftstore.Store
+	seals    *seal.Keys // of the Secrets in the store
+	registry *registry.Registry
+	access   access
+	custom   *crd.Manager
+	api      *apiserver.Server
+	events   *recorder.Recorder
+	engine   *engine.Engine
+	cni      *cni.Network // in the bridge's place, or nil
+	node     nodeHandler  // the kubelet API, once the agent runs
+	shared   nodeHandler  // images for other devices, once there is an engine
 	// announcer holds the addresses of load balancers and of the API.
 	announcer *announce.Announcer
 	backups   *backup.Schedule // nil: none are taken

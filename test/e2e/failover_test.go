@@ -124,6 +124,19 @@ func status(t *testing.T, d *harness.Device) (s devicesOf) {
 	return s
 }
 
+// allVote waits until every device that d knows of is Ready and votes.
+func allVote(t *testing.T, d *harness.Device) {
+	t.Helper()
+	d.Eventually(60*time.Second, "one of voters only", func() error {
+		for _, s := range status(t, d).Devices {
+			if s.Role == "learner" || !s.Ready || !s.Reached {
+				return fmt.Errorf("%+v", s)
+			}
+		}
+		return nil
+	})
+}
+
 // leaderOf finds the device that leads, as d knows it.
 func leaderOf(t *testing.T, d *harness.Device, devices []*harness.Device) (leader *harness.Device) {
 	t.Helper()
@@ -206,14 +219,7 @@ func TestFiveDevices(t *testing.T) {
 	p.apply(strings.ReplaceAll(webDeployment, "replicas: 2", "replicas: 3"))
 	p.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
 	ip := strings.TrimSpace(p.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"))
-	p.eventually(60*time.Second, "five voters", func() error {
-		for _, s := range status(t, all[1]).Devices {
-			if s.Role == "learner" || !s.Ready || !s.Reached {
-				return fmt.Errorf("%+v", s)
-			}
-		}
-		return nil
-	})
+	allVote(t, all[1])
 	l := startLoad(p, all...)
 	whole := func(t *testing.T) {
 		t.Helper()

@@ -44,14 +44,7 @@ func TestAllMoved(t *testing.T) {
 		p.kubectl("run", fmt.Sprint("on-", i), "--image=edged.example/busybox:1", "--overrides", fmt.Sprintf(`{"spec":{"nodeName":%q}}`, d.Name), "--", "sleep", "3600")
 		p.waitReady(fmt.Sprint("on-", i))
 	}
-	p.eventually(60*time.Second, "three voters", func() error {
-		for _, s := range status(t, devices[1]).Devices {
-			if s.Role == "learner" || !s.Reached {
-				return fmt.Errorf("%+v", s)
-			}
-		}
-		return nil
-	})
+	allVote(t, devices[1])
 
 	addr := func(net byte, i int) netip.Addr { return netip.AddrFrom4([4]byte{10, net, 0, byte(40 + i)}) }
 	// whole measures from began to a write, and looks at what the cluster knows.
@@ -115,5 +108,66 @@ func TestAllMoved(t *testing.T) {
 			d.Reboot()
 		}
 		whole(t, time.Now(), "moved-again")
+	})
+}
+
+// TestMovedTogether: devices that were joined by hand get addresses of another subnet,
+// all of them: they find each other as members, with no name and secret to share. Of
+// two devices the one that votes goes on alone, and looks for the other.
+func TestMovedTogether(t *testing.T) {
+	for n, move := range map[int]func(devices []*harness.Device, to []netip.Addr){
+		3: func(devices []*harness.Device, to []netip.Addr) {
+			for i, d := range devices {
+				d.PowerOff()
+				d.Addr = to[i]
+			}
+			for _, d := range devices {
+				d.Reboot()
+			}
+		},
+		2: func(devices []*harness.Device, to []netip.Addr) {
+			for i, d := range devices {
+				d.Readdress(to[i])
+			}
+		},
+	} {
+		t.Run(fmt.Sprintf("%d devices", n), func(t *testing.T) {
+			devices := newCluster(t, n)
+			if n > 2 {
+				allVote(t, devices[0])
+			}
+			var to []netip.Addr
+			for i := range devices {
+				to = append(to, netip.AddrFrom4([4]byte{10, 97, 0, byte(40 + i)}))
+			}
+			move(devices, to)
+			began := time.Now()
+			for i, d := range devices {
+				// Less than the minute after which a Node's status is written anyway.
+				d.Eventually(50*time.Second, "seeing all where they are now", func() error {
+					nodes, err := d.Client().CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+					if err != nil {
+						return err
+					}
+					for _, n := range nodes.Items {
+						k := slices.IndexFunc(devices, func(d *harness.Device) bool { return d.Name == n.Name })
+						if !nodeReady(&n) || !slices.Contains(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: to[k].String()}) {
+							return fmt.Errorf("%s: %v, %v", n.Name, n.Status.Addresses, n.Status.Conditions)
+						}
+					}
+					return nil
+				})
+				if out, err := d.Kubectl("", "create", "configmap", fmt.Sprint("moved-", i)); err != nil {
+					t.Errorf("write through %s: %v %s", d.Name, err, out)
+				}
+			}
+			t.Logf("all were there %v after the last had moved", time.Since(began).Round(100*time.Millisecond))
+		})
+	}
+}
+
+func nodeReady(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
 	})
 }

@@ -112,10 +112,10 @@ func TestKeptSafe(t *testing.T) {
 	}
 	lost.Reboot()
 	lost.WaitReady()
-	again := p.waitPod(stateful.Name, "replaced, the device being back", func(pod *corev1.Pod) bool { return pod.UID != stateful.UID && podReady(pod) })
+	again := p.waitPod(stateful.Name, "replaced, the device being back", func(pod *corev1.Pod) bool { return pod.UID != stateful.UID && isReady(pod) })
 	p.eventually(60*time.Second, "the DaemonSet's Pod runs again", func() error {
 		pod := pods()[daemon.Name]
-		if pod.UID != daemon.UID || !podReady(&pod) {
+		if pod.UID != daemon.UID || !isReady(&pod) {
 			return fmt.Errorf("%s: %+v", pod.UID, pod.Status)
 		}
 		return nil
@@ -137,16 +137,7 @@ func TestKeptSafe(t *testing.T) {
 	began := time.Now()
 	p.kubectl("taint", "node", lost.Name, "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
 	p.waitPod(stateful.Name, "replaced, the device being out of service", func(pod *corev1.Pod) bool {
-		return pod.UID != stateful.UID && pod.Spec.NodeName != lost.Name && podReady(pod)
+		return pod.UID != stateful.UID && pod.Spec.NodeName != lost.Name && isReady(pod)
 	})
 	t.Logf("replaced %v after the taint", time.Since(began).Round(100*time.Millisecond))
-}
-
-func podReady(pod *corev1.Pod) bool {
-	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
 }
