@@ -183,6 +183,7 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	if err := e.reconcile(inNamespace(ctx)); err != nil {
 		return nil, err
 	}
+	e.leaveStores()
 	// Every lease that is there now is of a daemon that died; from here on there
 	// are others.
 	left, err := e.store.leases.List(inNamespace(ctx), e.store.leaseFilter...)

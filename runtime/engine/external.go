@@ -108,6 +108,35 @@ func cleanExternal(ctx context.Context, root string) error {
 	return errors.Join(r.sweepCopies(ctx, func(string) bool { return false }), s.close())
 }
 
+// leaveStores deals with what is left where images and layers were before: edged's own
+// store stays for a way back, which may have images that no registry does; another
+// containerd is rid of the layers of our containers once none of them can be in use.
+func (e *Engine) leaveStores() {
+	if e.cfg.Socket != "" {
+		if blobs, err := filepath.Glob(filepath.Join(e.cfg.Root, "content", "blobs", "*", "*")); err == nil && len(blobs) > 0 {
+			e.log.Warn("the images that edged keeps of its own are not used with --containerd", "dir", e.cfg.Root)
+		}
+		return
+	}
+	path := filepath.Join(e.cfg.Root, externalFile)
+	socket, err := os.ReadFile(path)
+	if err != nil || len(e.containers) > 0 {
+		return
+	}
+	if _, err := os.Stat(string(socket)); err != nil {
+		return // it may come up later: the next start looks again, and so does Cleanup
+	}
+	e.wg.Go(func() {
+		err := cleanExternal(e.ctx, e.cfg.Root)
+		if err == nil {
+			err = os.Remove(path)
+		}
+		if err != nil && e.ctx.Err() == nil {
+			e.log.Warn("layers of containers are left in a containerd that is not used any more", "socket", string(socket), "err", err)
+		}
+	})
+}
+
 // ownVersion is that of the containerd in this program.
 func ownVersion() string {
 	v, _, _ := strings.Cut(version.Version, "+") // "+unknown", as it was not built by its makers

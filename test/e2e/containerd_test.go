@@ -15,7 +15,8 @@ import (
 // TestContainerdOfOthers: with --containerd the images and layers are those of a
 // containerd that was on the device before. It sees what is imported, keeps the layers
 // of a running container though their image is removed, and may go away and come back
-// meanwhile; reset leaves it with its images.
+// meanwhile; reset leaves it with its images. A device goes over to it, and back, with
+// containers running.
 func TestContainerdOfOthers(t *testing.T) {
 	t.Parallel()
 	programs, err := filepath.Abs("../../.cache/containerd/usr/bin")
@@ -26,6 +27,19 @@ func TestContainerdOfOthers(t *testing.T) {
 		t.Fatalf("%v: `make containerd` fetches it", err)
 	}
 	d := harness.Lone(t)
+	runs := func(name string) {
+		t.Helper()
+		d.MustKubectl(sleeperNamed(name), "create", "-f", "-")
+		d.MustKubectl("", "wait", "--for=condition=Ready", "pod/"+name, "--timeout=2m")
+	}
+	works := func(name string) {
+		t.Helper()
+		if out := d.MustKubectl("", "exec", name, "--", "sh", "-c", "echo written > /f && /bin/busybox cat /f"); out != "written\n" {
+			t.Errorf("%s has %q", name, out)
+		}
+	}
+	d.ImportBusybox()
+	runs("before")
 	d.Stop()
 	dir := filepath.Join(d.Dir, "theirs")
 	socket := filepath.Join(dir, "s")
@@ -63,23 +77,14 @@ done; true`, programs, config))
 	end := containerd()
 	t.Cleanup(func() { end() })
 	d.WaitReady()
+	works("before")
+	d.MustKubectl("", "delete", "pod", "before", "--grace-period=0")
 	d.ImportBusybox()
 	if out := ctr("images", "ls", "-q"); !strings.Contains(out, harness.Busybox) {
 		t.Errorf("the other containerd has the images %q", out)
 	}
 	if out := d.MustKubectl("", "get", "node", "-o", "jsonpath={.items[0].status.nodeInfo.containerRuntimeVersion}"); !strings.HasPrefix(out, "containerd://1.") {
 		t.Errorf("the Node's runtime is %s", out)
-	}
-	runs := func(name string) {
-		t.Helper()
-		d.MustKubectl(sleeperNamed(name), "create", "-f", "-")
-		d.MustKubectl("", "wait", "--for=condition=Ready", "pod/"+name, "--timeout=2m")
-	}
-	works := func(name string) {
-		t.Helper()
-		if out := d.MustKubectl("", "exec", name, "--", "sh", "-c", "echo written > /f && /bin/busybox cat /f"); out != "written\n" {
-			t.Errorf("%s has %q", name, out)
-		}
 	}
 	runs("one")
 	works("one")
@@ -111,6 +116,29 @@ done; true`, programs, config))
 	d.Start("--containerd", socket)
 	d.WaitReady()
 	works("two")
+
+	// The way back: what runs goes on, and what it had is gone by the next start.
+	d.Stop()
+	d.Start()
+	d.WaitReady()
+	works("two")
+	d.MustKubectl("", "delete", "pod", "two", "--grace-period=0")
+	runs("after")
+	works("after")
+	d.MustKubectl("", "delete", "pod", "after", "--grace-period=0")
+	d.Stop()
+	d.Start()
+	d.WaitReady()
+	d.Eventually(time.Minute, "rid of what it had in the other containerd", func() error {
+		if n := strings.Count(ctr("snapshots", "ls"), "Active"); n != 0 {
+			return fmt.Errorf("there are %d snapshots", n)
+		}
+		return nil
+	})
+	d.Stop()
+	d.Start("--containerd", socket)
+	d.WaitReady()
+	runs("three")
 
 	d.Stop()
 	if out, err := d.Edged("reset", "--data-dir", d.DataDir(), "--run-dir", d.RunDir()); err != nil {
