@@ -68,14 +68,15 @@ const (
 type Set struct {
 	target Target
 	report func(Result)
-	fail   func(kind Kind, output string)
+	fail   func(kind Kind, how string)
 	cancel context.CancelFunc // of all
 	ending context.CancelFunc // of those that would have the container restarted
 	wg     sync.WaitGroup
 }
 
 // Start starts the container's probes. report is called with each change of an
-// outcome, fail with each probe that failed; both from the probes' goroutines.
+// outcome, fail with each probe that failed, or could not be made, and how; both from
+// the probes' goroutines.
 // Liveness and readiness wait until a startup probe has succeeded.
 func Start(t Target, report func(Result), fail func(Kind, string)) *Set {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -141,17 +142,19 @@ func (s *Set) run(ctx context.Context, kind Kind, p *corev1.Probe, after <-chan 
 			if ctx.Err() != nil {
 				return
 			}
-			if err != nil {
-				ok, output = false, err.Error()
-			}
+			ok = ok && err == nil
 			if !ok && kind == Readiness && !state.known && early < min(period, lastRetry) {
 				wait, early = early, 2*early
 				continue
 			}
-			if !ok {
-				s.fail(kind, output)
+			switch {
+			case err != nil:
+				s.fail(kind, "errored and resulted in unknown state: "+err.Error())
+			case !ok:
+				s.fail(kind, "failed: "+output)
 			}
-			if state.add(ok, threshold(p, ok)) {
+			// One that could not be made says nothing about the container.
+			if err == nil && state.add(ok, threshold(p, ok)) {
 				changed(ok)
 				s.report(Result{kind, ok})
 				if kind == Startup {
@@ -273,9 +276,6 @@ func HTTPGet(ctx context.Context, get *corev1.HTTPGetAction, c *corev1.Container
 	if err != nil {
 		return false, "", err
 	}
-	req.Header.Set("User-Agent", "kube-probe/1.37")
-	req.Header.Set("Accept", "*/*")
-	req.Header.Set("Connection", "close")
 	for _, h := range get.HTTPHeaders {
 		if strings.EqualFold(h.Name, "Host") {
 			req.Host = h.Value
@@ -283,11 +283,24 @@ func HTTPGet(ctx context.Context, get *corev1.HTTPGetAction, c *corev1.Container
 			req.Header.Add(h.Name, h.Value)
 		}
 	}
+	// What the Pod gives takes the place of these; an empty one has them left out.
+	for name, value := range map[string]string{"User-Agent": "kube-probe/1.37", "Accept": "*/*"} {
+		switch given, ok := req.Header[name]; {
+		case !ok:
+			req.Header.Set(name, value)
+		case given[0] == "" && name == "Accept":
+			req.Header.Del(name)
+		}
+	}
+	req.Header.Set("Connection", "close")
 	client := &http.Client{
-		Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Proxy: nil},
+		Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Proxy: nil},
 		CheckRedirect: func(next *http.Request, via []*http.Request) error {
-			if next.URL.Hostname() != via[0].URL.Hostname() || len(via) >= 10 {
+			if next.URL.Hostname() != via[0].URL.Hostname() {
 				return http.ErrUseLastResponse
+			}
+			if len(via) >= 10 {
+				return errors.New("stopped after 10 redirects")
 			}
 			return nil
 		},

@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -102,6 +103,69 @@ func TestHandlers(t *testing.T) {
 			t.Errorf("%s: %v %q %v", name, ok, out, err)
 		}
 	}
+}
+
+// TestHeaders: what a Pod gives takes the place of what a probe has of its own.
+func TestHeaders(t *testing.T) {
+	var got http.Header
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got = r.Header
+		if r.URL.Path == "/round" {
+			http.Redirect(w, r, "/round", http.StatusFound)
+		}
+	}))
+	defer srv.Close()
+	host, portText, _ := net.SplitHostPort(srv.Listener.Addr().String())
+	get := func(path string, headers ...corev1.HTTPHeader) bool {
+		ok, _, err := HTTPGet(t.Context(), &corev1.HTTPGetAction{Path: path, Port: intstr.Parse(portText), HTTPHeaders: headers}, &corev1.Container{}, host)
+		if err != nil {
+			t.Error(err)
+		}
+		return ok
+	}
+	for _, tt := range []struct {
+		given         []corev1.HTTPHeader
+		agent, accept string
+	}{
+		{nil, "[kube-probe/1.37]", "[*/*]"},
+		{[]corev1.HTTPHeader{{Name: "user-agent", Value: "own"}, {Name: "Accept", Value: "text/plain"}}, "[own]", "[text/plain]"},
+		{[]corev1.HTTPHeader{{Name: "User-Agent"}, {Name: "Accept"}}, "[]", "[]"},
+	} {
+		if !get("/", tt.given...) {
+			t.Errorf("%v: failed", tt.given)
+		}
+		if agent, accept := fmt.Sprint(got["User-Agent"]), fmt.Sprint(got["Accept"]); agent != tt.agent || accept != tt.accept || got["Accept-Encoding"] != nil {
+			t.Errorf("%v: %v", tt.given, got)
+		}
+	}
+	if get("/round") {
+		t.Error("a circle of redirects is taken for health")
+	}
+}
+
+// TestErrors: a probe that could not be made is told and counts for nothing.
+func TestErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var broken atomic.Bool
+		var failed, results atomic.Int64
+		s := Start(Target{
+			Container: &corev1.Container{LivenessProbe: execProbe(1, 1, 1), ReadinessProbe: execProbe(1, 1, 1)},
+			StartedAt: time.Now(),
+			Exec: func(context.Context, []string) (int, string, error) {
+				if broken.Load() {
+					return 0, "", errors.New("no shim")
+				}
+				return 0, "", nil
+			},
+		}, func(Result) { results.Add(1) }, func(Kind, string) { failed.Add(1) })
+		time.Sleep(5500 * time.Millisecond)
+		broken.Store(true)
+		time.Sleep(5 * time.Second)
+		s.Stop()
+		if results.Load() != 2 || failed.Load() != 10 {
+			t.Errorf("%d results, %d told", results.Load(), failed.Load())
+		}
+	})
 }
 
 // TestOutcome: only results in a row count, from the first one on.
