@@ -179,9 +179,10 @@ func (p *plan) end(all []*observed) {
 }
 
 // initialize runs the init containers in order; it is true when the Pod's own
-// containers may run.
+// containers may run. After a reboot all of them run again, as in every Kubernetes: what
+// they made in the Pod's network or in a volume in memory went with it.
 func (p *plan) initialize(policy corev1.RestartPolicy, all []*observed, now time.Time) bool {
-	begun := anyApp(all)
+	begun := slices.ContainsFunc(all, func(o *observed) bool { return o.kind == app && o.cur != nil })
 	for _, o := range all {
 		switch o.kind {
 		case sidecar:
@@ -190,7 +191,7 @@ func (p *plan) initialize(policy corev1.RestartPolicy, all []*observed, now time
 				return false
 			}
 		case initial:
-			if begun || o.ended() && o.exitCode() == 0 {
+			if begun || o.cur != nil && o.ended() && o.exitCode() == 0 {
 				continue
 			}
 			if !o.running() {
@@ -218,7 +219,7 @@ func (p *plan) keepRunning(o *observed, policy corev1.RestartPolicy, now time.Ti
 		}
 		return
 	}
-	if o.ended() && !restarts(policy, o) {
+	if o.ended() && !restarts(policy, o) && !(o.kind == initial && o.cur == nil) {
 		return
 	}
 	if o.ended() && o.backOff > 0 && !o.changed() {

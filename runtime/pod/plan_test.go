@@ -155,8 +155,12 @@ func TestDecide(t *testing.T) {
 		{"reboot: ran, Always", always, []*observed{seen("a", app, "", rebooted(running))}, "sandbox; start a"},
 		{"reboot: ran, Never", never, []*observed{seen("a", app, "", rebooted(running))}, "finished"},
 		{"reboot: ran, OnFailure", onFailure, []*observed{seen("a", app, "", rebooted(running))}, "sandbox; start a"},
-		{"reboot: init had succeeded", always, []*observed{seen("i", initial, "", rebooted(succeeded)), seen("a", app, "", rebooted(running))}, "sandbox; start a"},
-		{"reboot: sidecar had run", always, []*observed{seen("s", sidecar, "", rebooted(running)), seen("a", app, "", rebooted(running))}, "sandbox; start s; start a"},
+		{"reboot: init had succeeded", always, []*observed{seen("i", initial, "", rebooted(succeeded)), seen("a", app, "", rebooted(running))}, "sandbox; start i"},
+		{"reboot: init has run again", onFailure, []*observed{seen("i", initial, "exit 0"), seen("a", app, "", rebooted(running)), seen("b", app, "", rebooted(succeeded))}, "sandbox; start a"},
+		{"reboot: init fails then", always, []*observed{seen("i", initial, "exit 1", back(10*time.Second)), seen("a", app, "", rebooted(running))}, "sandbox; wait i CrashLoopBackOff back-off 10s restarting failed container=i pod=p_ns(u1); again +10s"},
+		{"reboot: an app of its own policy", never, []*observed{seen("i", initial, "", rebooted(succeeded)), seen("a", app, "", rebooted(running), own(corev1.ContainerRestartPolicyAlways))}, "sandbox; start i"},
+		{"reboot: all was done", onFailure, []*observed{seen("i", initial, "", rebooted(succeeded)), seen("a", app, "", rebooted(succeeded))}, "finished"},
+		{"reboot: sidecar had run", always, []*observed{seen("s", sidecar, "", rebooted(running)), seen("a", app, "", rebooted(running))}, "sandbox; start s"},
 	} {
 		if got := line(decide(wanted{pod: aPod(tc.policy)}, tc.all, epoch)); got != tc.want {
 			t.Errorf("%s:\n got %s\nwant %s", tc.name, got, tc.want)

@@ -241,10 +241,6 @@ func (w *Worker) hooked(ctx context.Context, id string, sl slot, m *memory, err 
 	}
 	list := runs(w.uid, w.dev.Engine.List())[sl.c.Name]
 	if n := len(list); n > 0 && list[n-1].ID == id && list[n-1].State == engine.Running {
-		if m.log != nil {
-			m.log.Close() // follow opens it again
-			m.log = nil
-		}
 		w.follow(ctx, &observed{slot: sl, cur: &list[n-1]}, m, false)
 	}
 }

@@ -210,6 +210,9 @@ func (w *Worker) End(grace int64, reason, message string) {
 
 func (w *Worker) end(grace int64, fail *failure) {
 	w.mu.Lock()
+	if asks := w.next.pod.Spec.TerminationGracePeriodSeconds; asks != nil {
+		grace = min(grace, *asks)
+	}
 	w.next.ending = true
 	if fail != nil {
 		w.next.failed = fail
@@ -499,7 +502,9 @@ func (w *Worker) resume(ctx context.Context, o *observed, m *memory) {
 // follow begins to copy a running container's output and to probe it.
 func (w *Worker) follow(ctx context.Context, o *observed, m *memory, resumed bool) {
 	id := o.cur.ID
-	w.openLog(ctx, o, m)
+	if m.log == nil { // a postStart hook has it open, and somebody may be attached
+		w.openLog(ctx, o, m)
+	}
 	if o.c.LivenessProbe == nil && o.c.ReadinessProbe == nil && o.c.StartupProbe == nil {
 		m.started, m.ready = true, true
 		return
@@ -516,8 +521,8 @@ func (w *Worker) follow(ctx context.Context, o *observed, m *memory, resumed boo
 		Exec: func(ctx context.Context, command []string) (int, string, error) { return w.exec(ctx, id, command) },
 	}, func(r probe.Result) {
 		w.later(func() { w.probed(id, m, r) })
-	}, func(kind probe.Kind, output string) {
-		w.dev.Event(pod, container.Name, corev1.EventTypeWarning, "Unhealthy", fmt.Sprintf("%s probe failed: %s", kind, output))
+	}, func(kind probe.Kind, how string) {
+		w.dev.Event(pod, container.Name, corev1.EventTypeWarning, "Unhealthy", fmt.Sprintf("%s probe %s", kind, how))
 	})
 }
 

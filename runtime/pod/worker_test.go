@@ -3,6 +3,7 @@ package pod
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -39,6 +40,7 @@ type machine struct {
 	poke   func()
 
 	lives map[string]time.Duration // by image: how long it runs; 0 for ever
+	open  bool                     // containers' output does not end
 	deaf  bool                     // it does not end by SIGTERM
 	ahead time.Duration            // of the clock that containers' ends are told by
 	exec  func(command string) (int, error)
@@ -126,8 +128,14 @@ func (m *machine) Exec(_ context.Context, _ string, s engine.ExecSpec, _ engine.
 	return m.exec(strings.Join(s.Args, " "))
 }
 
-func (m *machine) Stdio(context.Context, string) (engine.Stdio, error) { return engine.Stdio{}, nil }
-func (m *machine) SetGroup(string, uint64) error                       { return nil }
+func (m *machine) Stdio(context.Context, string) (engine.Stdio, error) {
+	if !m.open {
+		return engine.Stdio{}, nil
+	}
+	r, _ := io.Pipe()
+	return engine.Stdio{Stdout: r}, nil
+}
+func (m *machine) SetGroup(string, uint64) error { return nil }
 func (m *machine) UpdateResources(context.Context, string, engine.Resources) error {
 	return nil
 }
@@ -302,6 +310,36 @@ func TestWorker(t *testing.T) {
 			w.Update(deleted(p, 60))
 			time.Sleep(time.Minute)
 		}, []string{"0s start a i", "1s signal a terminated", "9s signal a killed"}},
+		"given longer than it asks for": {onePod(), &machine{deaf: true}, func(m *machine, w *Worker, p *corev1.Pod) {
+			time.Sleep(time.Second)
+			w.Update(deleted(p, 50))
+			time.Sleep(2 * time.Minute)
+		}, []string{"0s start a i", "1s signal a terminated", "51s signal a killed"}},
+		"ended with more than it asks for": {onePod(), &machine{deaf: true}, func(m *machine, w *Worker, p *corev1.Pod) {
+			time.Sleep(time.Second)
+			w.Evict(50, "low", true)
+			time.Sleep(2 * time.Minute)
+		}, []string{"0s start a i", "1s signal a terminated", "31s signal a killed"}},
+		"who is attached stays so when postStart ends": {onePod(func(c *corev1.Container) {
+			c.Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 5}}}
+		}), &machine{open: true}, func(m *machine, w *Worker, p *corev1.Pod) {
+			time.Sleep(time.Second)
+			log, err := w.Log(m.t.Context(), "a")
+			if err != nil {
+				m.t.Fatal(err)
+			}
+			done, detach := log.Attach(io.Discard, nil)
+			defer detach()
+			time.Sleep(10 * time.Second)
+			if s, _ := m.reported(); !s.ContainerStatuses[0].Ready {
+				m.t.Errorf("not ready: %+v", s.ContainerStatuses[0])
+			}
+			select {
+			case err := <-done:
+				m.t.Errorf("let go: %v", err)
+			default:
+			}
+		}, []string{"0s start a i"}},
 		"deleted before it began": {onePod(), &machine{}, func(m *machine, w *Worker, p *corev1.Pod) {
 			w.Update(deleted(p, 30))
 			time.Sleep(time.Minute)
