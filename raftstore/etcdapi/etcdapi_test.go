@@ -49,6 +49,18 @@ type served struct {
 func serve(t *testing.T, conf raftstore.Config, api etcdapi.Config) *served {
 	t.Helper()
 	conf.Dir = t.TempDir()
+	s, end := open(t, conf, api)
+	t.Cleanup(func() {
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// open is serve until end is called.
+func open(t *testing.T, conf raftstore.Config, api etcdapi.Config) (s *served, end func() error) {
+	t.Helper()
 	store, err := raftstore.Open(t.Context(), conf)
 	if err != nil {
 		t.Fatal(err)
@@ -65,16 +77,14 @@ func serve(t *testing.T, conf raftstore.Config, api etcdapi.Config) *served {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	end = func() error {
 		conn.Close()
-		if err := errors.Join(srv.Close(), <-ended, store.Close()); err != nil {
-			t.Error(err)
-		}
-	})
+		return errors.Join(srv.Close(), <-ended, store.Close())
+	}
 	return &served{
 		store: store, srv: srv, addr: l.Addr().String(), conn: conn, kv: pb.NewKVClient(conn), watch: pb.NewWatchClient(conn),
 		lease: pb.NewLeaseClient(conn), maint: pb.NewMaintenanceClient(conn), auth: pb.NewAuthClient(conn),
-	}
+	}, end
 }
 
 func (s *served) put(t *testing.T, key, value string) int64 {

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,8 +50,10 @@ func FuzzGateway(f *testing.F) {
 	f.Add(method("maintenance/alarm"), []byte(`{"action":99,"alarm":"CORRUPT"}`))
 	f.Add(method("auth/role/grant"), []byte(`{"name":"r","perm":{"key":"Zg==","range_end":"ZQ=="}}`))
 	f.Add(method("nothing"), []byte(`null`))
+	var servers fuzzed
+	f.Cleanup(servers.end)
 	f.Fuzz(func(t *testing.T, at uint8, body []byte) {
-		s := fuzzed(t)
+		s := servers.next(t, fmt.Sprintf("%s %q", asked[int(at)%len(asked)], body))
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond) // a watch has no end
 		defer cancel()
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.addr+"/v3/"+asked[int(at)%len(asked)], bytes.NewReader(body))
@@ -68,8 +73,52 @@ func FuzzGateway(f *testing.F) {
 	})
 }
 
-// fuzzed is a server for one input.
-func fuzzed(t *testing.T) *served { return serve(t, raftstore.Config{BcryptCost: 4}, etcdapi.Config{}) }
+// fuzzed is a server for many inputs, one after the other: to open one takes as long as
+// to ask it a hundred times.
+type fuzzed struct {
+	s     *served
+	dir   string
+	close func() error
+	asked []string // since it was opened
+}
+
+// inputsPerServer bounds what an input may have to do with those before it.
+const inputsPerServer = 200
+
+// next returns a server that is about to be asked what. If that fails the test, it says
+// what the server was asked before.
+func (f *fuzzed) next(t *testing.T, what string) *served {
+	if len(f.asked) == inputsPerServer {
+		f.end()
+	}
+	if f.s == nil {
+		dir, err := os.MkdirTemp("/dev/shm", "edged-fuzz-") // syncs cost nothing there
+		if err != nil {
+			dir, err = os.MkdirTemp("", "edged-fuzz-")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.dir = dir
+		f.s, f.close = open(t, raftstore.Config{Dir: dir, BcryptCost: 4}, etcdapi.Config{})
+	}
+	f.asked = append(f.asked, what)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the server was asked:\n%s", strings.Join(f.asked, "\n"))
+			f.end()
+		}
+	})
+	return f.s
+}
+
+func (f *fuzzed) end() {
+	if f.s != nil {
+		_ = f.close() // who is to be told has been
+		os.RemoveAll(f.dir)
+	}
+	*f = fuzzed{}
+}
 
 // raw sends and takes what is no message yet.
 type raw struct{}
@@ -104,9 +153,11 @@ func FuzzRequest(f *testing.F) {
 	seed("Maintenance/Downgrade", &pb.DowngradeRequest{Version: "x", Action: 9})
 	seed("Auth/RoleGrantPermission", &pb.AuthRoleGrantPermissionRequest{Name: "r"})
 	f.Add(uint8(3), []byte{0x12, 0x02, 0x0a, 0x00, 0xff})
+	var servers fuzzed
+	f.Cleanup(servers.end)
 	f.Fuzz(func(t *testing.T, at uint8, data []byte) {
-		s := fuzzed(t)
 		method := methods[int(at)%len(methods)]
+		s := servers.next(t, fmt.Sprintf("%s %x", method, data))
 		var answer []byte
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
