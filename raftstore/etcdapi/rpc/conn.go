@@ -39,6 +39,9 @@ const (
 	firstFrames = 10 * time.Second
 	// lastWords is how long a client may take to read why it is let go.
 	lastWords = time.Second
+	// ackLater is how long the answer to a ping may wait for that of a call, to leave in
+	// the same write. grpc's client pings with each call, to measure the line.
+	ackLater = 5 * time.Millisecond
 	// maxStrikes is how many pings may come too early.
 	maxStrikes = 2
 	// pingWithoutStreams is how long a client that asks nothing must wait between
@@ -88,6 +91,8 @@ type conn struct {
 	quiet      *time.Timer // keepalive
 	alarm      *time.Timer // for the earliest deadline, nil for none
 	alarmAt    time.Time   // when it goes off; zero for not at all
+	late       *time.Timer // writes what waits for an answer that does not come
+	waits      bool        // late is set
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
@@ -484,7 +489,7 @@ func (c *conn) pinged(f *http2.PingFrame) error {
 	if f.IsAck() {
 		return nil
 	}
-	c.control(http2.FramePing, http2.FlagPingAck, 0, f.Data[:])
+	c.acknowledge(f.Data[:])
 	now := time.Now()
 	last := c.lastPing
 	c.lastPing = now
@@ -598,7 +603,7 @@ func (c *conn) end(err error) {
 	if c.err == nil {
 		c.err = err
 	}
-	for _, t := range []*time.Timer{c.quiet, c.alarm} {
+	for _, t := range []*time.Timer{c.quiet, c.alarm, c.late} {
 		if t != nil {
 			t.Stop()
 		}

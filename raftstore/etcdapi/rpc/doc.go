@@ -1,7 +1,7 @@
 // Package rpc serves gRPC over HTTP/2 connections without TLS, for a fraction of
 // what google.golang.org/grpc's own server takes for a small call: no goroutine
 // is made for it, its context is one allocation, and answers that are ready
-// together leave in one write.
+// together leave in one write, and that to a ping with those.
 //
 // It is not a client, knows no compression, and is told by its caller that a
 // connection speaks HTTP/2.

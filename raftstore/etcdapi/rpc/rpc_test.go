@@ -493,6 +493,53 @@ func TestTooManyPings(t *testing.T) {
 	}
 }
 
+// TestPingsBesideCalls: a ping that comes with a call is answered, also if the call is not.
+func TestPingsBesideCalls(t *testing.T) {
+	done := make(chan struct{})
+	defer close(done)
+	addr := serve(t, &service{call: func(ctx context.Context, in []byte) ([]byte, error) {
+		if len(in) > 0 {
+			return in, nil
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+		}
+		return nil, ctx.Err()
+	}}, rpc.Config{})
+	r := beRude(t, addr)
+	acked := func(n byte) {
+		t.Helper()
+		for {
+			if f := r.until(http2.FramePing).(*http2.PingFrame); f.IsAck() && f.Data[0] == n {
+				return
+			}
+		}
+	}
+	message := []byte{0, 0, 0, 0, 3, 0x0a, 1, 'x'}
+	for n := byte(1); n <= 20; n++ { // in one write, as grpc's client does it
+		var both bytes.Buffer
+		fr := http2.NewFramer(&both, nil)
+		r.must(fr.WritePing(false, [8]byte{n}))
+		var block bytes.Buffer
+		e := hpack.NewEncoder(&block)
+		for i := 0; i < len(polite); i += 2 {
+			r.must(e.WriteField(hpack.HeaderField{Name: polite[i], Value: polite[i+1], Sensitive: true})) // in no table
+		}
+		id := uint32(n)*2 - 1
+		r.must(fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true}))
+		r.must(fr.WriteData(id, true, message))
+		r.do(r.nc.Write(both.Bytes()))
+		acked(n)
+		for r.until(http2.FrameHeaders).Header().Flags&http2.FlagHeadersEndStream == 0 {
+		}
+	}
+	r.headers(101, false, polite...)
+	r.must(r.fr.WriteData(101, true, []byte{0, 0, 0, 0, 0}))
+	r.must(r.fr.WritePing(false, [8]byte{99}))
+	acked(99)
+}
+
 // TestSilentClients: one that does not answer a ping is given up.
 func TestSilentClients(t *testing.T) {
 	addr := serve(t, &service{call: echo}, rpc.Config{KeepaliveMinTime: time.Minute, KeepaliveInterval: 50 * time.Millisecond, KeepaliveTimeout: 50 * time.Millisecond})

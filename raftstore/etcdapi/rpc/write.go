@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -48,6 +49,41 @@ func (c *conn) controlLocked(t http2.FrameType, flags http2.Flags, id uint32, pa
 	}
 	c.out = appendFrame(c.out, t, flags, id, payload)
 	c.writeLater()
+}
+
+// acknowledge answers a ping: with the answer of a call, if there is one to come soon.
+func (c *conn) acknowledge(data []byte) {
+	soon := c.in.Buffered() > 0 // the call that came with the ping
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !soon && c.handlers == 0 {
+		c.controlLocked(http2.FramePing, http2.FlagPingAck, 0, data)
+		return
+	}
+	if c.err != nil {
+		return
+	}
+	c.out = appendFrame(c.out, http2.FramePing, http2.FlagPingAck, 0, data)
+	switch {
+	case c.waits || c.writing:
+	case c.late == nil:
+		c.waits = true
+		c.late = time.AfterFunc(ackLater, c.writeLate)
+	default:
+		c.waits = true
+		c.late.Reset(ackLater)
+	}
+}
+
+// writeLate writes what has waited for long enough.
+func (c *conn) writeLate() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waits = false
+	if !c.writing && len(c.out) > 0 && c.err == nil {
+		c.writing = true
+		c.write()
+	}
 }
 
 // writeLater has a goroutine write what is in out; mu is held.
