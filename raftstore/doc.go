@@ -8,7 +8,9 @@
 // [Store] is all that others see. A write travels: Store method, proposal to
 // the goroutine that owns raft's RawNode (node.go), the log on disk (wal) with
 // one sync for all proposals that were waiting, apply (mvcc), answer to the
-// waiting method. What was answered is on disk.
+// waiting method. What was answered is on disk. Where the member is alone and nothing
+// else waits, the method does all of that itself (alone.go), and does not heed its context
+// while the disk works.
 //
 // Reads come from memory and bbolt of this device. A linearizable one first
 // asks the leader, in one round for all that wait, how far this device must be;

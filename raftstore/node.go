@@ -113,9 +113,14 @@ type readers struct {
 	age     int // in ticks
 }
 
-// node owns the Core: only run and the calls back from it touch the first group
-// of fields.
+// node owns the Core: only who holds turn touches the first group of fields. That is run,
+// which lets go of it while it waits for something to do, and for one proposal its proposer:
+// see alone.go.
 type node struct {
+	turn   sync.Mutex
+	wanted atomic.Bool   // run waits for turn
+	roused chan struct{} // holds one: a proposer left something to run
+
 	core      *consensus.Core
 	wal       *wal.Log
 	pins      map[uint64]uint64 // the index of the snapshot on its way to a member
@@ -206,7 +211,7 @@ func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *s
 		silences:  silences{of: map[uint64]*silentFor{}},
 		proposals: make(chan uint64, maxBatch), reads: make(chan *waiter, maxBatch), inbox: make(chan *raftpb.Message, maxInbox),
 		snapshots: make(chan received), reports: make(chan report, 64), control: make(chan func(*consensus.Core)),
-		durable: make(chan mvcc.Applied, 1), wantSync: make(chan struct{}, 1), short: make(chan struct{}, 1), replayed: make(chan struct{}), done: make(chan struct{}), slots: make(chan struct{}, 2),
+		roused: make(chan struct{}, 1), durable: make(chan mvcc.Applied, 1), wantSync: make(chan struct{}, 1), short: make(chan struct{}, 1), replayed: make(chan struct{}), done: make(chan struct{}), slots: make(chan struct{}, 2),
 	}
 	n.seen.Store(&view{changed: make(chan struct{})})
 	n.tickTime.Store(int64(cfg.tick))
@@ -271,6 +276,9 @@ func (n *node) propose(ctx context.Context, id uint64, p proposal) (proto.Messag
 		delete(n.waiting, id)
 		n.mu.Unlock()
 	}()
+	if n.proposeAlone(id) {
+		return n.outcome(ctx, w)
+	}
 	select {
 	case n.proposals <- id:
 	case r := <-w.done:
@@ -346,6 +354,7 @@ func (n *node) fail(err error) {
 // run is the goroutine that owns the Core. A lone member's wakes for requests
 // only: it has nobody to send heartbeats to.
 func (n *node) run() {
+	n.turn.Lock() // and it is not given back at the end
 	defer close(n.done)
 	defer n.sending.Wait()
 	defer n.stop()
@@ -404,31 +413,45 @@ func (n *node) feed(more, full bool) bool {
 		defer t.Stop()
 		retry = t.C
 	}
+	n.turn.Unlock()
 	select {
 	case <-n.ctx.Done():
+		n.resume()
 		return false
 	case <-retry:
+		n.resume()
 	case <-atOnce:
+		n.resume()
+	case <-n.roused:
+		n.resume()
 	case id := <-proposals:
+		n.resume()
 		if full {
 			n.answer(id, result{err: ErrNoSpace}) // raft never saw it
 		} else {
 			n.take(id)
 		}
 	case m := <-inbox:
+		n.resume()
 		n.step(m)
 	case w := <-n.reads:
+		n.resume()
 		n.busy = time.Now()
 		n.next.waiting = append(n.next.waiting, w)
 	case <-n.ticking.C:
+		n.resume()
 		n.tick()
 	case r := <-snapshots:
+		n.resume()
 		n.install(r)
 	case r := <-n.reports:
+		n.resume()
 		n.report(r)
 	case f := <-n.control:
+		n.resume()
 		f(n.core)
 	case a := <-n.durable:
+		n.resume()
 		n.truncate(a)
 	}
 	if !full {
