@@ -77,7 +77,7 @@ func TestDeletionOfJobs(t *testing.T) {
 	const jobs = "/apis/batch/v1/namespaces/default/jobs"
 	const kept = "child pods are preserved by default when jobs are deleted"
 	job := func(name string) exchange {
-		return exchange{"POST", jobs, jsonBody, `{"apiVersion":"batch/v1","kind":"Job","metadata":{"name":"` + name + `"},"spec":{"template":{"spec":{"restartPolicy":"Never","containers":[{"name":"c","image":"i"}]}}}}`, 201, "", "!"}
+		return exchange{"POST", jobs, jsonBody, `{"apiVersion":"batch/v1","kind":"Job","metadata":{"name":"` + name + `"},"spec":{"template":{"spec":{"restartPolicy":"Never","containers":[{"name":"c","image":"i"}]}}}}`, 201, `"labels":{"batch.kubernetes.io/controller-uid":`, "!"}
 	}
 	e := newEnv(t, nil)
 	e.converse([]exchange{

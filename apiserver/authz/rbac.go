@@ -58,10 +58,10 @@ func (a *Authorizer) RulesFor(ctx context.Context, u user.Info, namespace string
 	var resources []authorizer.ResourceRuleInfo
 	var nonResources []authorizer.NonResourceRuleInfo
 	if superuser(u) {
-		return []authorizer.ResourceRuleInfo{&authorizer.DefaultResourceRuleInfo{
-				Verbs: []string{"*"}, APIGroups: []string{"*"}, Resources: []string{"*"}}},
-			[]authorizer.NonResourceRuleInfo{&authorizer.DefaultNonResourceRuleInfo{
-				Verbs: []string{"*"}, NonResourceURLs: []string{"*"}}}, false, nil
+		resources = append(resources, &authorizer.DefaultResourceRuleInfo{
+			Verbs: []string{"*"}, APIGroups: []string{"*"}, Resources: []string{"*"}})
+		nonResources = append(nonResources, &authorizer.DefaultNonResourceRuleInfo{
+			Verbs: []string{"*"}, NonResourceURLs: []string{"*"}})
 	}
 	rules, err := a.rules.RulesFor(ctx, u, namespace)
 	for _, r := range rules {

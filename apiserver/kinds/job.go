@@ -2,6 +2,7 @@ package kinds
 
 import (
 	"context"
+	"maps"
 	"strconv"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -82,6 +83,9 @@ func generateSelector(job *batchapi.Job) {
 	setMissing(labels, batchapi.JobNameLabel, job.Name)
 	setMissing(labels, batchapi.LegacyControllerUidLabel, string(job.UID))
 	setMissing(labels, batchapi.ControllerUidLabel, string(job.UID))
+	if len(job.Labels) == 0 {
+		job.Labels = maps.Clone(labels) // defaulting would show them from the next read on
+	}
 	if job.Spec.Selector == nil {
 		job.Spec.Selector = &metav1.LabelSelector{}
 	}

@@ -237,7 +237,7 @@ func (w *write) denied(policy, binding, message string, reason metav1.StatusReas
 	return w.refusal(text, reason)
 }
 
-func (w *write) refusal(text string, reason metav1.StatusReason) error {
+func (w *write) refusal(text string, reason metav1.StatusReason) *apierrors.StatusError {
 	name := w.a.Name
 	if name == "" {
 		name = "Unknown"
@@ -269,7 +269,10 @@ func (d *Admission) policyMutator(b bound[*v1.MutatingAdmissionPolicy, *v1.Mutat
 			if f := b.policy.Spec.FailurePolicy; f != nil && *f == v1.Ignore {
 				return nil
 			}
-			return w.refusal(fmt.Sprintf("policy '%s' with binding '%s' denied request: %v", b.policy.Name, b.binding.Name, err), metav1.StatusReasonInvalid)
+			text := fmt.Sprintf("policy '%s' with binding '%s' denied request: %v", b.policy.Name, b.binding.Name, err)
+			refused := w.refusal(text, metav1.StatusReasonInvalid)
+			refused.ErrStatus.Message, refused.ErrStatus.Code = text, http.StatusForbidden // as upstream answers of these
+			return refused
 		},
 	}
 }
