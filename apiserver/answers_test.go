@@ -131,3 +131,15 @@ func TestDefinitionColumns(t *testing.T) {
 		t.Errorf("columns %s, want %s", got, want)
 	}
 }
+
+// TestRulesOfAdministrators are those of everybody, too.
+func TestRulesOfAdministrators(t *testing.T) {
+	const reviews = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+	e := newEnv(t, nil)
+	ask := `{"apiVersion":"authorization.k8s.io/v1","kind":"SelfSubjectRulesReview","spec":{"namespace":"default"}}`
+	e.converse([]exchange{
+		{"POST", reviews, jsonBody, ask, 201, `"nonResourceURLs":["*"]`, ""},
+		{"POST", reviews, jsonBody, ask, 201, `"selfsubjectaccessreviews"`, ""},
+		{"POST", reviews, jsonBody, ask, 201, `"/healthz"`, ""},
+	})
+}

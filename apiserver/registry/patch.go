@@ -44,11 +44,12 @@ func (r *Registry) Patch(ctx context.Context, gr schema.GroupResource, ns, name,
 	if err != nil {
 		return nil, false, err
 	}
+	asked := opts.FieldValidation // webhooks are told what was asked for
 	if opts.FieldValidation == "" {
 		opts.FieldValidation = metav1.FieldValidationWarn
 	}
 	update := updateOptions{verb: "patch", UpdateOptions: UpdateOptions{
-		DryRun: opts.DryRun, FieldManager: opts.FieldManager, FieldValidation: opts.FieldValidation,
+		DryRun: opts.DryRun, FieldManager: opts.FieldManager, FieldValidation: asked,
 	}}
 	p := &patcher{c: c, gvk: c.gvk(), patch: patch, validation: opts.FieldValidation}
 	var mutate func(runtime.Object) (runtime.Object, error)
