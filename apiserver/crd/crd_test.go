@@ -288,6 +288,35 @@ func TestDocument(t *testing.T) {
 	}
 }
 
+// TestDocumentOfLowerKind: a kind need not begin with a capital letter.
+func TestDocumentOfLowerKind(t *testing.T) {
+	p := newPlace(t, nil)
+	def := &apiextensionsv1.CustomResourceDefinition{}
+	p.must(yaml.UnmarshalStrict([]byte(definition), def))
+	def.Name, def.Spec.Names.Plural, def.Spec.Names.Singular, def.Spec.Names.ShortNames = "things.example.com", "things", "thing", nil
+	def.Spec.Names.Kind, def.Spec.Names.ListKind, def.Spec.Scope = "thing-crd", "thing-crdList", apiextensionsv1.ClusterScoped
+	_, err := p.definitions().Create(p.Context(), def)
+	p.must(err)
+	_, err = p.definitions().UpdateStatus(p.Context(), "", def.Name, func(def *apiextensionsv1.CustomResourceDefinition) error {
+		def.Status.AcceptedNames = def.Spec.Names
+		def.Status.Conditions = []apiextensionsv1.CustomResourceDefinitionCondition{
+			{Type: apiextensionsv1.NamesAccepted, Status: apiextensionsv1.ConditionTrue}, {Type: apiextensionsv1.Established, Status: apiextensionsv1.ConditionTrue}}
+		return nil
+	})
+	p.must(err)
+	p.m.Settled(p.Context())
+	data, err := p.m.Document(t.Context(), "apis/example.com/v1")
+	p.must(err)
+	if !strings.Contains(string(data), `"operationId":"readExampleComV1thing-crd"`) {
+		t.Errorf("no operation to read it in %s", data)
+	}
+	_, paths, err := p.m.Legacy(t.Context())
+	p.must(err)
+	if paths["/apis/example.com/v1/things/{name}"] == nil {
+		t.Errorf("version 2 has no path: %v", paths)
+	}
+}
+
 // TestDefinitionsComeAndGo follows the rows through a change, a second device's
 // start and a deletion.
 func TestDefinitionsComeAndGo(t *testing.T) {

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"unicode"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	structuralschema "k8s.io/apiextensions-apiserver/pkg/apiserver/schema"
@@ -239,10 +238,11 @@ func (m *Manager) Legacy(context.Context) (definitions map[string]*spec.Schema, 
 
 // operation is one verb of a path.
 type operation struct {
-	method, action, id string
-	takes, gives       string   // schemas of the body and of the answer
-	parameters         []string // beyond dryRun, fieldManager and fieldValidation if it writes
-	consumes           []string
+	method, action string
+	id             string   // with a bar for group and version: "list|NamespacedWidget"
+	takes, gives   string   // schemas of the body and of the answer
+	parameters     []string // beyond dryRun, fieldManager and fieldValidation if it writes
+	consumes       []string
 }
 
 var plainBodies = []string{"application/json", "application/yaml"}
@@ -262,10 +262,10 @@ func (m *model) paths(version string, f flavour, into map[string]any) {
 	root := fmt.Sprintf("/apis/%s/%s/%s", m.group, version, names.Plural)
 	scope := ""
 	if m.crd.Spec.Scope == apiextensionsv1.NamespaceScoped {
-		into[root] = m.path(version, f, nil, operation{"get", "list", "list" + names.Kind + "ForAllNamespaces", "", list, listing, nil})
+		into[root] = m.path(version, f, nil, operation{"get", "list", "list|" + names.Kind + "ForAllNamespaces", "", list, listing, nil})
 		root, scope = fmt.Sprintf("/apis/%s/%s/namespaces/{namespace}/%s", m.group, version, names.Plural), "Namespaced"
 	}
-	of := func(action, sub string) string { return action + scope + names.Kind + sub }
+	of := func(action, sub string) string { return action + "|" + scope + names.Kind + sub }
 	var where []string
 	if scope != "" {
 		where = []string{"namespace"}
@@ -273,7 +273,7 @@ func (m *model) paths(version string, f flavour, into map[string]any) {
 	into[root] = m.path(version, f, where,
 		operation{"get", "list", of("list", ""), "", list, listing, nil},
 		operation{"post", "post", of("create", ""), kind, kind, nil, plainBodies},
-		operation{"delete", "deletecollection", of("deleteCollection", ""), "", status, listing, nil})
+		operation{"delete", "deletecollection", "delete|Collection" + scope + names.Kind, "", status, listing, nil})
 	item := slices.Concat([]string{"name"}, where)
 	into[root+"/{name}"] = m.path(version, f, item,
 		operation{"get", "get", of("read", ""), "", kind, []string{"resourceVersion"}, nil},
@@ -319,9 +319,8 @@ func (m *model) operation(version string, f flavour, o operation) map[string]any
 	}
 	id := strings.ReplaceAll(m.group, ".", " ")
 	first, rest, _ := strings.Cut(id, " ")
-	verb := strings.IndexFunc(o.id, unicode.IsUpper) // upstream puts group and version after it
 	op := map[string]any{
-		"operationId": o.id[:verb] + strings.ReplaceAll(titles(id+" "+version), " ", "") + o.id[verb:],
+		"operationId": strings.Replace(o.id, "|", strings.ReplaceAll(titles(id+" "+version), " ", ""), 1),
 		"tags":        []string{first + strings.ReplaceAll(titles(rest), " ", "") + "_" + version}, "x-kubernetes-action": o.action,
 		"x-kubernetes-group-version-kind": map[string]any{"group": m.group, "version": version, "kind": m.crd.Spec.Names.Kind},
 	}
