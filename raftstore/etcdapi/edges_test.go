@@ -97,6 +97,17 @@ func TestEdges(t *testing.T) {
 			t.Errorf("compared by %v: %v, %v", c, r, err)
 		}
 	}
+	// What was never compacted was so at -1.
+	at := func(rev int64) error {
+		_, err := s.kv.Txn(ctx, &pb.TxnRequest{Success: ops{{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("k"), Revision: rev}}}, opPut("k", "v")}})
+		return err
+	}
+	if err := at(-1); err != nil {
+		t.Errorf("at revision -1: %v", err)
+	}
+	if err := at(-2); status.Code(err) != codes.OutOfRange {
+		t.Errorf("at revision -2: %v", err)
+	}
 	if _, err := s.kv.Put(ctx, &pb.PutRequest{Key: []byte("none"), IgnoreValue: true, Lease: 9}); status.Code(err) != codes.NotFound {
 		t.Errorf("neither a key nor a lease: %v", err)
 	}

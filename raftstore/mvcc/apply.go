@@ -308,7 +308,7 @@ func (t *txn) check(c *chosen) error {
 		case *pb.RequestOp_RequestRange:
 			if at := r.RequestRange.Revision; at > t.main-1 {
 				err = ErrFutureRev
-			} else if at != 0 && at < t.db.compacted {
+			} else if at != 0 && at < t.db.neverCompacted(t.db.compacted) {
 				err = ErrCompacted
 			}
 		case *pb.RequestOp_RequestTxn:
