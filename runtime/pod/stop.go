@@ -13,8 +13,8 @@ import (
 	"edged/runtime/probe"
 )
 
-// hookGrace is what a container gets after its preStop hook used up the grace
-// period: the kubelet's minimum.
+// hookGrace is what a container gets after its preStop hook, or those that end before
+// it, used up the grace period: the kubelet's minimum.
 const hookGrace = 2 * time.Second
 
 // graceOf is the grace period of a stop, in seconds.
@@ -42,7 +42,8 @@ func (w *Worker) graceOf(o *observed, failed probe.Kind) int64 {
 func (w *Worker) beginStop(ctx context.Context, o *observed, s stop) {
 	m := w.mem[o.c.Name]
 	grace := time.Duration(w.graceOf(o, s.failed)) * time.Second
-	deadline := time.Now().Add(grace)
+	now := time.Now()
+	deadline := now.Add(grace)
 	if st := m.stopping; st != nil {
 		// An end of the whole Pod may come with a shorter grace period.
 		if s.message == "" && deadline.Before(st.deadline) {
@@ -51,7 +52,14 @@ func (w *Worker) beginStop(ctx context.Context, o *observed, s stop) {
 		return
 	}
 	message := s.message
-	if message == "" {
+	if message == "" { // the Pod ends
+		if w.ending.IsZero() {
+			w.ending = now
+		}
+		// One that waited for its turn has what is left of the Pod's time.
+		if deadline = w.ending.Add(grace); grace > 0 && deadline.Before(now.Add(hookGrace)) {
+			deadline = now.Add(hookGrace)
+		}
 		message = fmt.Sprintf("Stopping container %s", o.c.Name)
 	}
 	w.dev.Event(w.w.pod, o.c.Name, corev1.EventTypeNormal, "Killing", message)

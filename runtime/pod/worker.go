@@ -158,6 +158,7 @@ type Worker struct {
 	blockErr string    // the last sandbox or volume error told
 	blocked  time.Time // until when it is not tried again
 	began    time.Time
+	ending   time.Time // since when its containers are stopped for good
 	tidied   bool
 	last     *corev1.PodStatus
 	tasks    sync.WaitGroup

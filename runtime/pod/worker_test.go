@@ -310,6 +310,16 @@ func TestWorker(t *testing.T) {
 			w.Update(deleted(p, 60))
 			time.Sleep(time.Minute)
 		}, []string{"0s start a i", "1s signal a terminated", "9s signal a killed"}},
+		"a sidecar has what is left of the grace period": {func() *corev1.Pod {
+			p := onePod()
+			always := corev1.ContainerRestartPolicyAlways
+			p.Spec.InitContainers = []corev1.Container{{Name: "s", Image: "i", RestartPolicy: &always}}
+			return p
+		}(), &machine{deaf: true}, func(m *machine, w *Worker, p *corev1.Pod) {
+			time.Sleep(time.Second)
+			w.Update(deleted(p, 30))
+			time.Sleep(2 * time.Minute)
+		}, []string{"0s start s i", "0s start a i", "1s signal a terminated", "31s signal a killed", "31s signal s terminated", "33s signal s killed"}},
 		"given longer than it asks for": {onePod(), &machine{deaf: true}, func(m *machine, w *Worker, p *corev1.Pod) {
 			time.Sleep(time.Second)
 			w.Update(deleted(p, 50))
