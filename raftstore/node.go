@@ -202,7 +202,7 @@ type nodeConfig struct {
 	// tells nobody.
 	heard   func(id uint64) time.Time
 	silence func(members *consensus.Membership, silent, back []uint64, tell bool)
-	alone   func(bool) // of Network, never nil if silence is not
+	misses  func(bool) // of Network, never nil if silence is not
 }
 
 func newNode(cfg nodeConfig, db *mvcc.DB, log *wal.Log, c wal.Content, logger *slog.Logger) (*node, error) {

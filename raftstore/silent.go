@@ -27,10 +27,10 @@ type Silence struct {
 // each other member. It is owned by the node's goroutine. Ticks do not pass while this
 // member itself stands still.
 type silences struct {
-	of    map[uint64]*silentFor
-	told  []uint64
-	led   bool
-	alone bool
+	of     map[uint64]*silentFor
+	told   []uint64
+	led    bool
+	misses bool
 }
 
 type silentFor struct {
@@ -70,9 +70,9 @@ func (n *node) listen() {
 		}
 	}
 	s.led = leads
-	if alone := leads && len(silent) > 0 && len(silent) == len(members.Members)-1; alone != s.alone {
-		s.alone = alone
-		n.cfg.alone(alone)
+	if misses := leads && len(silent) > 0; misses != s.misses {
+		s.misses = misses
+		n.cfg.misses(misses)
 	}
 	if !leads {
 		if len(s.told) > 0 {

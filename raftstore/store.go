@@ -135,9 +135,10 @@ type Network struct {
 	// Answer answers what another member asks with [Store.Ask]; from is 0 for who
 	// is not a member. nil answers nothing.
 	Answer func(from uint64, body []byte) ([]byte, error)
-	// Alone is told, on the member that leads, when it begins and ceases to hear of no
-	// other, which only one that alone has the vote bears. It must not block. May be nil.
-	Alone func(bool)
+	// Misses is told, on the member that leads, when it begins to hear nothing of
+	// another and when it hears of all again, or leads no more. It must not wait. nil
+	// tells nobody; it is not called without Silence.
+	Misses func(bool)
 	// Silence is told, on every member that is not silent itself, of those that are,
 	// seconds before anybody takes them for gone. It must not wait. nil tells nobody.
 	Silence func(Silence)
@@ -500,8 +501,8 @@ func (s *Store) startNode(log *wal.Log, content wal.Content) (err error) {
 	}
 	if s.cfg.Network != nil && s.cfg.Network.Silence != nil {
 		cfg.silence = s.tellSilence
-		if cfg.alone = s.cfg.Network.Alone; cfg.alone == nil {
-			cfg.alone = func(bool) {}
+		if cfg.misses = s.cfg.Network.Misses; cfg.misses == nil {
+			cfg.misses = func(bool) {}
 		}
 	}
 	s.node, err = newNode(cfg, s.db, log, content, s.log)

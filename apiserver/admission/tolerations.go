@@ -10,9 +10,8 @@ import (
 
 // notReadySeconds is how long a Pod stays on a device that is not ready or not
 // heard of, if the Pod does not say. Upstream has five minutes; who runs a box of
-// small devices wants its Pods back within 15 s of a device's end. Of these, 4 s are
-// the silence before (node.Grace), and a container starts in 0.5 to 2.2 s on busy devices.
-const notReadySeconds = 8
+// small devices wants its Pods back.
+const notReadySeconds = 10
 
 // defaultTolerations gives every Pod its patience with failing devices.
 type defaultTolerations struct{ admitOnly }

@@ -214,7 +214,7 @@ func (d *device) storeConfig() raftstore.Config {
 	cfg := raftstore.Config{
 		Dir: filepath.Join(d.cfg.dataDir, "store"), Name: d.cfg.nodeName, Logger: d.log,
 		Network: &raftstore.Network{Listener: tls.NewListener(d.ports.peer, d.identity.PeerServerTLS()), Dial: d.dialPeer, Answer: d.clock.Answer,
-			Silence: func(s raftstore.Silence) { d.announcer.Missing(s.Silent, s.Back) }, Alone: d.setAlone},
+			Silence: func(s raftstore.Silence) { d.announcer.Missing(s.Silent, s.Back) }, Misses: d.setMisses},
 		PeerURLs: d.peerURLs(), Join: len(d.cluster.Members) > 0, Hints: d.joinHints(), Spare: true,
 		// An address that nobody else can use must not take the place of one that
 		// is only late.

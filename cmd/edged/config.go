@@ -112,7 +112,7 @@ func (c *config) runFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&c.join, "join", nil, "`host:port` of the API of a device whose cluster to join at the first start; may be repeated, any may be down")
 	fs.StringVar(&c.token, "token", "", "`token` for --join, from `edged token create` on a device of the cluster; prefer --token-file")
 	fs.StringVar(&c.tokenFile, "token-file", "", "`file` that holds the token for --join")
-	fs.StringVar(&c.discovery, "discovery", discoveryMembers, "mdns: find devices with the same --cluster-name and secret on the links and become one cluster with them; members: only those of its own cluster, when it is without them; none")
+	fs.StringVar(&c.discovery, "discovery", discoveryMembers, "mdns: find devices with the same --cluster-name and secret on the links and become one cluster with them; members: only those of its own cluster, when it misses them; none")
 	fs.StringVar(&c.clusterName, "cluster-name", "", "`name` of the cluster for --discovery")
 	fs.StringVar(&c.clusterSecretFile, "cluster-secret-file", "", "`file` that holds the secret that the devices of --cluster-name have in common: a random text of at least 16 characters")
 	fs.IntVar(&c.bootstrapExpect, "bootstrap-expect", 1, "how many devices must be there before --discovery founds a cluster: more than half of those that will be")

@@ -26,7 +26,7 @@ const (
 	discoveryNone    = "none"
 
 	// askFirst and askMost are the pauses between the questions of a member that
-	// is without the others where they are.
+	// is without others where they are.
 	askFirst = 5 * time.Second
 	askMost  = 5 * time.Minute
 )
@@ -181,22 +181,22 @@ func (d *device) memberFound(member uint64, addrs []netip.AddrPort) {
 	d.store.FoundAt(member, urls)
 }
 
-// setAlone is told by the store.
-func (d *device) setAlone(alone bool) {
-	if d.alone.Store(alone); alone {
+// setMisses is told by the store.
+func (d *device) setMisses(misses bool) {
+	if d.misses.Store(misses); misses {
 		select {
-		case d.left <- struct{}{}:
+		case d.missed <- struct{}{}:
 		default:
 		}
 	}
 }
 
-// without is whether this member is without the others: it knows no leader, or leads
-// and hears of nobody.
-func (d *device) without() bool { return d.store.Leader() == 0 || d.alone.Load() }
+// without is whether this member is without others: it knows no leader, or leads and
+// hears nothing of one.
+func (d *device) without() bool { return d.store.Leader() == 0 || d.misses.Load() }
 
-// seekMembers looks for the others on the links while this member is without them: all
-// may have other addresses. It sleeps while it is not.
+// seekMembers looks for others on the links while this member is without them: all may
+// have other addresses. It sleeps while it is not.
 func (d *device) seekMembers(ctx context.Context) error {
 	if d.cfg.discovery == discoveryNone {
 		return nil
@@ -210,7 +210,7 @@ func (d *device) seekMembers(ctx context.Context) error {
 			return nil
 		case <-lost:
 			lost = nil
-		case <-d.left:
+		case <-d.missed:
 		}
 		select {
 		case <-ctx.Done():
@@ -228,7 +228,7 @@ func (d *device) seekMembers(ctx context.Context) error {
 	}
 }
 
-// seek asks where the others are until this member is not without them any more.
+// seek asks where the others are for as long as this member is without some.
 func (d *device) seek(ctx context.Context) error {
 	if d.discovery != nil {
 		d.askMembers(ctx, d.discovery.Ask)
@@ -253,22 +253,24 @@ func (d *device) seek(ctx context.Context) error {
 	return <-done
 }
 
-// askMembers calls ask, with growing pauses, until this member is not without the
-// others any more.
+// askMembers calls ask, with growing pauses, for as long as this member is without
+// others. A device may be off for days: whoever leads without it seldom looks.
 func (d *device) askMembers(ctx context.Context, ask func()) {
-	look := time.NewTicker(time.Second)
-	defer look.Stop()
 	for next, pause := time.Now(), askFirst; d.without(); {
 		if now := time.Now(); !now.Before(next) {
 			ask()
 			next, pause = now.Add(pause), min(2*pause, askMost)
+		}
+		look := time.Second
+		if d.store.Leader() != 0 {
+			look = 15 * time.Second
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-d.store.Done():
 			return
-		case <-look.C:
+		case <-time.After(look):
 		}
 	}
 }

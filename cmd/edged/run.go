@@ -66,7 +66,7 @@ func runRun(ctx context.Context, e env) error {
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: c.parsed.logLevel}))
 	routeKlog(log)
 	d := &device{
-		cfg: &c, log: log, announcer: announce.New(log), started: time.Now(), restart: make(chan struct{}, 1), left: make(chan struct{}, 1),
+		cfg: &c, log: log, announcer: announce.New(log), started: time.Now(), restart: make(chan struct{}, 1), missed: make(chan struct{}, 1),
 		node: nodeHandler{wait: runtimeWait},
 	}
 	defer d.close()
@@ -103,10 +103,10 @@ type device struct {
 	cluster  *clusterFile
 	// discovery finds other devices; nil if it is not wanted.
 	discovery *discovery.Discovery
-	// alone is whether this device leads and hears of no other, and left is told when
-	// that begins.
-	alone    atomic.Bool
-	left     chan struct{}
+	// misses is whether this device leads and hears nothing of another, and missed is
+	// told when that begins.
+	misses   atomic.Bool
+	missed   chan struct{}
 	kubelets *http.Transport // to the kubelet APIs of the others
 	store    *raftstore.Store
 	seals    *seal.Keys // of the Secrets in the store
