@@ -131,8 +131,12 @@ func TestChaos(t *testing.T) {
 	for began, round := time.Now(), 1; time.Since(began).Minutes() < minutes; round++ {
 		what := c.round()
 		healed := time.Now()
-		c.settle()
-		t.Logf("round %d: %s; settled after %v", round, what, time.Since(healed).Round(100*time.Millisecond))
+		last := c.settle()
+		took := time.Since(healed).Round(100 * time.Millisecond)
+		t.Logf("round %d: %s; settled after %v", round, what, took)
+		if took > 10*time.Second {
+			t.Logf("the last to come right: %v", last)
+		}
 		if t.Failed() {
 			break
 		}
@@ -406,8 +410,8 @@ func (c *chaos) watchSafety(stop <-chan struct{}) {
 	}
 }
 
-// settle waits until all is as it should be.
-func (c *chaos) settle() {
+// settle waits until all is as it should be, and returns what was wrong last.
+func (c *chaos) settle() (last error) {
 	c.t.Helper()
 	for _, d := range c.all {
 		if code, ended := d.Exited(); ended {
@@ -421,8 +425,13 @@ func (c *chaos) settle() {
 				reasons = append(reasons, fmt.Errorf("%s: %w", d.Name, err))
 			}
 		}
-		return errors.Join(append(reasons, c.justWanted())...)
+		err := errors.Join(append(reasons, c.justWanted())...)
+		if err != nil {
+			last = err
+		}
+		return err
 	})
+	return last
 }
 
 // whole looks at the cluster through one device.
