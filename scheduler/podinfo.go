@@ -105,8 +105,8 @@ func isEverything(s labels.Selector) bool {
 	return selectable && len(requirements) == 0
 }
 
-// hostPorts are the ports of the node that the Pod wants. Those of init
-// containers that have ended by the time others run count as well, as upstream.
+// hostPorts are the ports of the node that the Pod wants. Those of init containers that
+// have ended by the time others run do not count, as upstream.
 func hostPorts(pod *corev1.Pod) []corev1.ContainerPort {
 	var out []corev1.ContainerPort
 	add := func(c *corev1.Container) {

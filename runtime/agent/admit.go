@@ -56,10 +56,15 @@ func (a hostPort) collides(b hostPort) bool {
 	return a.port == b.port && a.protocol == b.protocol && (a.ip == b.ip || a.ip == "" || b.ip == "")
 }
 
-// hostPorts are the ports of the device that a Pod takes.
+// hostPorts are the ports of the device that a Pod takes. Those of init containers that
+// have ended by the time others run do not count, as for the scheduler and upstream.
 func hostPorts(p *corev1.Pod) []hostPort {
 	var out []hostPort
-	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+	for i, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		if i < len(p.Spec.InitContainers) && !sidecar {
+			continue
+		}
 		for _, port := range c.Ports {
 			if port.HostPort == 0 {
 				continue

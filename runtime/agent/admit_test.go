@@ -24,6 +24,13 @@ func TestRefused(t *testing.T) {
 	forOS := func(name corev1.OSName) func(*corev1.Pod) {
 		return func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: name} }
 	}
+	first := func(policy *corev1.ContainerRestartPolicy) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			p.Spec.InitContainers = []corev1.Container{{RestartPolicy: policy, Ports: p.Spec.Containers[0].Ports}}
+			p.Spec.Containers[0].Ports = nil
+		}
+	}
+	always := corev1.ContainerRestartPolicyAlways
 	for _, tc := range []struct {
 		name     string
 		p, other *corev1.Pod
@@ -32,6 +39,8 @@ func TestRefused(t *testing.T) {
 		{"the port is taken", pod("a", 80, "", ""), pod("b", 80, "", "TCP"), portsTaken},
 		{"on one address", pod("a", 80, "10.0.0.1", ""), pod("b", 80, "0.0.0.0", ""), portsTaken},
 		{"on another address", pod("a", 80, "10.0.0.1", ""), pod("b", 80, "10.0.0.2", ""), ""},
+		{"a sidecar's", pod("a", 80, "", "", first(&always)), pod("b", 80, "", ""), portsTaken},
+		{"an init container's", pod("a", 80, "", "", first(nil)), pod("b", 80, "", ""), ""},
 		{"another protocol", pod("a", 80, "", "UDP"), pod("b", 80, "", "TCP"), ""},
 		{"another port", pod("a", 81, "", ""), pod("b", 80, "", ""), ""},
 		{"none", pod("a", 0, "", ""), pod("b", 0, "", ""), ""},

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	helper "k8s.io/component-helpers/resource"
 
 	"edged/apiserver/registry/claims"
 )
@@ -233,8 +235,8 @@ func (m *Manager) emptyDir(pod *corev1.Pod, v *corev1.Volume) (string, error) {
 	}
 	if v.EmptyDir.Medium == corev1.StorageMediumMemory {
 		opts := "mode=0777"
-		if s := v.EmptyDir.SizeLimit; s != nil && s.Value() > 0 {
-			opts += ",size=" + strconv.FormatInt(s.Value(), 10)
+		if size := memorySize(pod, v.EmptyDir); size > 0 {
+			opts += ",size=" + strconv.FormatInt(size, 10)
 		}
 		if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
 			return "", fmt.Errorf("mount a tmpfs: %w", err)
@@ -247,6 +249,22 @@ func (m *Manager) emptyDir(pod *corev1.Pod, v *corev1.Volume) (string, error) {
 		return path, ownDir(path, *gid)
 	}
 	return path, nil
+}
+
+// memorySize is how much a volume in memory may hold: what the Pod may have, if all of
+// its containers have a limit, or its own limit if that is less (KEP-1967). 0 is what
+// the kernel gives, half of the memory.
+func memorySize(pod *corev1.Pod, v *corev1.EmptyDirVolumeSource) (size int64) {
+	limited := func(c corev1.Container) bool { return !c.Resources.Limits.Memory().IsZero() }
+	whole := pod.Spec.Resources
+	if whole != nil && !whole.Limits.Memory().IsZero() || !slices.ContainsFunc(slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers), func(c corev1.Container) bool { return !limited(c) }) {
+		limits := helper.PodLimits(pod, helper.PodResourcesOptions{})
+		size = limits.Memory().Value()
+	}
+	if own := v.SizeLimit; own != nil && own.Value() > 0 && (size == 0 || own.Value() < size) {
+		size = own.Value()
+	}
+	return size
 }
 
 func hostPath(h *corev1.HostPathVolumeSource) error {

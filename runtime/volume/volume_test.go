@@ -213,6 +213,43 @@ func TestModesAndGroup(t *testing.T) {
 	}
 }
 
+// TestMemorySize: a volume in memory holds no more than the Pod may have, which is known
+// if all containers, or the Pod itself, have a limit.
+func TestMemorySize(t *testing.T) {
+	limits := func(memory string) corev1.ResourceRequirements {
+		if memory == "" {
+			return corev1.ResourceRequirements{}
+		}
+		return corev1.ResourceRequirements{Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(memory)}}
+	}
+	for _, tc := range []struct {
+		own, whole, first, second string
+		want                      int64
+	}{
+		{"", "", "", "", 0},
+		{"1Mi", "", "", "", 1 << 20},
+		{"", "", "2Mi", "", 0},
+		{"", "", "2Mi", "3Mi", 5 << 20},
+		{"1Mi", "", "2Mi", "3Mi", 1 << 20},
+		{"9Mi", "", "2Mi", "3Mi", 5 << 20},
+		{"", "4Mi", "2Mi", "", 4 << 20},
+	} {
+		v := corev1.Volume{Name: "m", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}}
+		if tc.own != "" {
+			q := resource.MustParse(tc.own)
+			v.EmptyDir.SizeLimit = &q
+		}
+		p := pod(v)
+		p.Spec.Containers = []corev1.Container{{Name: "a", Resources: limits(tc.first)}, {Name: "b", Resources: limits(tc.second)}}
+		if whole := limits(tc.whole); tc.whole != "" {
+			p.Spec.Resources = &whole
+		}
+		if got := memorySize(p, v.EmptyDir); got != tc.want {
+			t.Errorf("%+v: %d", tc, got)
+		}
+	}
+}
+
 func TestTokenIsKeptAndRenewed(t *testing.T) {
 	m, _, tokens, advance := newManager(t)
 	life := int64(3600)
