@@ -72,7 +72,7 @@ func TestPodIsCompleted(t *testing.T) {
 	if m := pod.Spec.Containers[0].VolumeMounts; len(m) != 1 || m[0].Name != pod.Spec.Volumes[0].Name || !m[0].ReadOnly {
 		t.Errorf("mounts %v", m)
 	}
-	if len(pod.Spec.Tolerations) != 2 || *pod.Spec.Tolerations[0].TolerationSeconds != 8 {
+	if len(pod.Spec.Tolerations) != 2 || *pod.Spec.Tolerations[0].TolerationSeconds != 10 {
 		t.Errorf("tolerations %v", pod.Spec.Tolerations)
 	}
 	if *pod.Spec.Priority != 0 || *pod.Spec.PreemptionPolicy != corev1.PreemptLowerPriority {
