@@ -112,8 +112,9 @@ func TestAllMoved(t *testing.T) {
 }
 
 // TestMovedTogether: devices that were joined by hand get addresses of another subnet,
-// all of them: they find each other as members, with no name and secret to share. Of
-// two devices the one that votes goes on alone, and looks for the other.
+// all of them: they find each other as members, with no name and secret to share, also
+// one that comes when the others are a cluster again. Of two devices the one that votes
+// goes on alone, and looks for the other.
 func TestMovedTogether(t *testing.T) {
 	for n, move := range map[int]func(devices []*harness.Device, to []netip.Addr){
 		3: func(devices []*harness.Device, to []netip.Addr) {
@@ -121,9 +122,14 @@ func TestMovedTogether(t *testing.T) {
 				d.PowerOff()
 				d.Addr = to[i]
 			}
-			for _, d := range devices {
-				d.Reboot()
-			}
+			devices[0].Reboot()
+			devices[1].Reboot()
+			// The third finds those who have each other already.
+			devices[0].Eventually(50*time.Second, "writing without the third", func() error {
+				_, err := devices[0].Kubectl("", "label", "--overwrite", "namespace", "default", fmt.Sprint("moved=", time.Now().Unix()), "--request-timeout=3s")
+				return err
+			})
+			devices[2].Reboot()
 		},
 		2: func(devices []*harness.Device, to []netip.Addr) {
 			for i, d := range devices {
